@@ -1,0 +1,158 @@
+// The control plane as the cores see it: the master's methods, and the two ports through which daemons and clients
+// reach them. master.proto has the same on the wire; cluster/world/grpc-*.ts and cluster/sim carry it.
+//
+// Errors are StorageError; UNAVAILABLE means that no answer came and the call may or may not have been carried out.
+// Every method below is safe to repeat.
+
+import type { DaemonId, Epoch, ImageId, PgId, PoolId, SessionId } from './ids.ts';
+import type { DaemonEntry, ImageEntry, MapUpdate, PoolEntry } from './map.ts';
+
+/** name: [request, reply] */
+export interface ControlMethods {
+  // --- storage daemons ---
+  /** A daemon says who it is, before it subscribes. Refused (IDENTITY) if the cluster or the id is another's. */
+  register: [
+    {
+      /** "" on a new directory: the daemon joins this cluster. */
+      clusterId: string;
+      uuid: string;
+      bootId: string;
+      address: string;
+      unixAddress: string;
+      host: string;
+      domain: string;
+      weight: number;
+      /** Newest map epoch this daemon ever saw; a master whose store is older stops itself. */
+      newestEpoch: Epoch;
+    },
+    { clusterId: string; id: DaemonId; epoch: Epoch },
+  ];
+  heartbeat: [
+    {
+      id: DaemonId;
+      bootId: string;
+      /** Newest map epoch that this daemon obeys: fences wait for it. */
+      epoch: Epoch;
+      /** State of the PGs it is primary of that changed since the last heartbeat that was answered; all after a reconnect. */
+      pgs: PgReport[];
+      space: SpaceReport;
+    },
+    { epoch: Epoch },
+  ];
+  /** Interval history: these PGs are about to take writes. A PG not in `accepted` has a newer interval and must not. */
+  activate: [{ id: DaemonId; bootId: string; pgs: PgInterval[] }, { accepted: PgId[] }];
+  /** Every member of these PGs' acting sets has everything, durably: earlier intervals no longer matter. */
+  clean: [{ id: DaemonId; bootId: string; pgs: PgInterval[] }, { accepted: PgId[] }];
+  /** `daemon`, a member of the acting set, has the newest log: make it the primary (a new interval). */
+  preferPrimary: [{ pg: PgId; since: Epoch; daemon: DaemonId }, Record<string, never>];
+  /** A member does not answer its primary. The master marks it down; if it lives, it registers again. */
+  reportFailure: [{ reporter: DaemonId; daemon: DaemonId; bootId: string; reason: string }, Record<string, never>];
+
+  // --- clients ---
+  /** A number for a new client session; it lives as long as its subscription. */
+  openSession: [{ name: string }, { clusterId: string; session: SessionId }];
+  /**
+   * Become the image's only writer. Refused (BUSY, naming the owner) while another session holds it, unless takeOver.
+   * Answered only when every up daemon obeys a map with the new fence. Asked again by the owner: the same fence.
+   */
+  lockImage: [{ session: SessionId; image: ImageId; takeOver: boolean }, { fence: number; epoch: Epoch }];
+  unlockImage: [{ session: SessionId; image: ImageId }, Record<string, never>];
+
+  // --- people ---
+  createPool: [
+    {
+      name: string;
+      pgCount: number;
+      replicas: number /** 0: replicas - 1, at least 1 */;
+      minSize: number;
+      durability: 'flush' | 'sync';
+    },
+    PoolEntry,
+  ];
+  createImage: [
+    { name: string; pool: string; sizeBytes: number; order: number; stripeUnit: number; stripeCount: number },
+    ImageEntry,
+  ];
+  /** Growing is free; shrinking is done by the client after it deleted what lies beyond (see cluster/client). */
+  resizeImage: [{ image: ImageId; sizeBytes: number }, ImageEntry];
+  /** Step 1 (state becomes 'removing', the fence goes up); step 2, when the objects are gone, with `done`. */
+  removeImage: [{ image: ImageId; done: boolean }, Record<string, never>];
+  setDaemon: [{ id: DaemonId; weight?: number; in?: boolean }, DaemonEntry];
+  status: [Record<string, never>, ClusterStatus];
+}
+export type ControlMethod = keyof ControlMethods;
+export type ControlRequest<M extends ControlMethod> = ControlMethods[M][0];
+export type ControlReply<M extends ControlMethod> = ControlMethods[M][1];
+
+export interface PgInterval {
+  pg: PgId;
+  since: Epoch;
+}
+
+export type PgState = 'peering' | 'active' | 'incomplete' | 'undersized' | 'down';
+export interface PgReport {
+  pg: PgId;
+  since: Epoch;
+  state: PgState;
+  /** (object, member) pairs that still miss something; 0 and active = clean. */
+  missing: number;
+  objects: number;
+  /** Allocated bytes of one copy. */
+  bytes: number;
+  /** Members whose answer it waits for, or who would help. */
+  waitFor: DaemonId[];
+}
+export interface SpaceReport {
+  usedBytes: number;
+  freeBytes: number;
+  full: boolean;
+}
+
+export interface ClusterStatus {
+  clusterId: string;
+  epoch: Epoch;
+  /** clean: every PG active with nothing missing. degraded: all serve. blocked: some I/O waits. */
+  health: 'clean' | 'degraded' | 'blocked';
+  /** Sentences for people, most urgent first: what waits, and for whom. */
+  reasons: string[];
+  daemons: (DaemonEntry & { space: SpaceReport | null; pgs: number; primaries: number })[];
+  pools: PoolEntry[];
+  images: (ImageEntry & { owner: string })[];
+  pgStates: Record<string, number>;
+  /** (object, member) pairs missing now, and the most there were since it was last 0: progress = 1 - missing / peak. */
+  missing: number;
+  missingPeak: number;
+  objects: number;
+  bytes: number;
+  pgs: PgReport[];
+}
+
+/** A daemon's or client's way to the master. */
+export interface ControlLink {
+  call<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>>;
+  /**
+   * Map updates: at once whatever is newer than `epoch`, then each change as it becomes durable. The stream is also how
+   * the master sees that the subscriber lives: when it breaks, a daemon is marked down and a session's locks are free.
+   */
+  subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription;
+}
+export type Subscriber =
+  | { role: 'daemon'; id: DaemonId; bootId: string; epoch: Epoch }
+  | { role: 'client'; session: SessionId; epoch: Epoch };
+export interface SubscriptionEvents {
+  onUpdate(update: MapUpdate): void;
+  /** The stream broke or was refused. The subscriber decides when to try again. */
+  onClose(reason: string): void;
+}
+export interface Subscription {
+  close(): void;
+}
+
+/** What the master core offers to whoever carries the control plane (gRPC server, simulator). */
+export interface ControlService {
+  handle<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>>;
+  /** Returns what to call when the subscriber's stream breaks. Throws StorageError to refuse. */
+  subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription;
+}
+
+export type { PoolId };
