@@ -91,8 +91,7 @@ export function optionsOf<const S extends readonly OptionSpec[]>(
   environment: Readonly<Record<string, string | undefined>> = process.env,
 ): Options<S> {
   const flags = command.opts() as Record<string, unknown>;
-  // biome-ignore lint/complexity/useLiteralKeys: opts() is an index signature
-  const path = (flags['config'] as string | undefined) ?? environment['ASHLAR_CONFIG'];
+  const path = (flags.config as string | undefined) ?? environment.ASHLAR_CONFIG;
   const file = path === undefined || path === '' ? {} : readConfig(path, specs);
   const values: Record<string, unknown> = {};
   for (const spec of specs) {
