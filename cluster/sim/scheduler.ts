@@ -197,6 +197,7 @@ export class Machine {
   /** Events of this machine before this time wait until then: SIGSTOP, a stalled virtual machine. */
   pausedUntil = 0;
   #boots = 0;
+  readonly #onBoot: (() => void)[] = [];
   readonly #onEnd: ((incarnation: Incarnation, how: 'crash' | 'powerCut') => void)[] = [];
 
   constructor(scheduler: Scheduler, name: string, host: string) {
@@ -213,6 +214,7 @@ export class Machine {
   /** Starts a process. */
   boot(): Incarnation {
     assert(!this.up, `${this.name} runs already`);
+    for (const tell of this.#onBoot) tell();
     this.incarnation = new Incarnation(this, ++this.#boots);
     return this.incarnation;
   }
@@ -224,6 +226,11 @@ export class Machine {
     ended.alive = false;
     this.pausedUntil = 0;
     for (const tell of this.#onEnd) tell(ended, how);
+  }
+
+  /** Called before a process starts: the host has power, and its kernel runs. */
+  onBoot(tell: () => void): void {
+    this.#onBoot.push(tell);
   }
 
   /** Network, disk and control learn of the end of a process here; in the order in which they asked. */
