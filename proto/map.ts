@@ -53,6 +53,12 @@ export interface PgEntry {
    * `acting`. These are the daemons any one of which would end the wait.
    */
   readonly waitFor: readonly DaemonId[];
+  /**
+   * Epoch that began the newest interval which the master allowed to take writes (activate), as of the beginning of
+   * this interval; 0 if none ever did. A member holds every acked write if it is complete and was activated in that
+   * interval or a later one (its les is not smaller).
+   */
+  readonly lastActive: Epoch;
 }
 
 export interface ImageEntry extends Layout {

@@ -1,0 +1,129 @@
+// Connections that others open to this daemon: they must say hello first, to the right process of the right cluster.
+//
+// One connection per sender: when a client session or a daemon connects again, its older connection is closed and what
+// is still in it is never read, so that a delayed old request can't land behind a newer one.
+
+import { StorageError, wireStatus } from '../../proto/errors.ts';
+import { Flag, type Frame, Op, replyTo } from '../../proto/frame.ts';
+import { HANDSHAKE_MS } from '../../proto/limits.ts';
+import { decodeHello, encodeHello, type Hello, PROTOCOL_VERSION } from '../../proto/peer-messages.ts';
+import type { Connection, ConnectionEvents, Timer } from '../../proto/ports.ts';
+import type { Daemon } from './daemon.ts';
+
+/** Connections that have not said hello yet; more are closed at once. */
+const STRANGERS_MAX = 100;
+
+export class Inbounds {
+  readonly #daemon: Daemon;
+  readonly #strangers = new Set<Inbound>();
+  readonly #known = new Map<string, Inbound>();
+
+  constructor(daemon: Daemon) {
+    this.#daemon = daemon;
+  }
+
+  readonly accept = (connection: Connection): void => {
+    const inbound = new Inbound(this.#daemon, this, connection);
+    connection.events = inbound;
+    this.#strangers.add(inbound);
+    if (this.#strangers.size > STRANGERS_MAX) inbound.close('too many connections without a hello');
+  };
+
+  introduced(inbound: Inbound, hello: Hello): void {
+    this.#strangers.delete(inbound);
+    const name = `${hello.role} ${hello.id}`;
+    this.#known.get(name)?.close('the same peer has connected again');
+    this.#known.set(name, inbound);
+  }
+
+  gone(inbound: Inbound): void {
+    this.#strangers.delete(inbound);
+    if (inbound.hello === null) return;
+    const name = `${inbound.hello.role} ${inbound.hello.id}`;
+    if (this.#known.get(name) === inbound) this.#known.delete(name);
+  }
+
+  closeAll(): void {
+    for (const inbound of [...this.#strangers, ...this.#known.values()]) inbound.close('the daemon stops');
+  }
+}
+
+export class Inbound implements ConnectionEvents {
+  hello: Hello | null = null;
+  readonly #daemon: Daemon;
+  readonly #inbounds: Inbounds;
+  readonly #connection: Connection;
+  readonly #handshake: Timer;
+  #over = false;
+
+  constructor(daemon: Daemon, inbounds: Inbounds, connection: Connection) {
+    this.#daemon = daemon;
+    this.#inbounds = inbounds;
+    this.#connection = connection;
+    this.#handshake = daemon.clock.after(HANDSHAKE_MS, () => this.close('no hello in time'));
+  }
+
+  onFrame(frame: Frame): void {
+    if (this.#over) return;
+    if ((frame.flags & Flag.REPLY) !== 0) return this.close('an answer to a question that was not asked');
+    if (frame.op === Op.HELLO) return this.#onHello(frame);
+    if (this.hello === null) return this.close('spoke before its hello');
+    this.#daemon.dispatch({ frame, from: this.#connection }, this);
+  }
+
+  onClose(reason: string): void {
+    if (this.#over) return;
+    if (this.hello === null) this.#daemon.log.debug('a stranger is gone', { peer: this.#connection.peer, why: reason });
+    this.#end();
+  }
+
+  close(reason: string): void {
+    if (this.#over) return;
+    this.#daemon.log.info('closing a connection', { peer: this.#connection.peer, why: reason });
+    this.#end();
+    this.#connection.close();
+  }
+
+  #end(): void {
+    this.#over = true;
+    this.#handshake.cancel();
+    this.#inbounds.gone(this);
+  }
+
+  #onHello(frame: Frame): void {
+    const { identity, id, epoch } = this.#daemon;
+    let hello: Hello;
+    let why: string | null = null;
+    try {
+      hello = decodeHello(frame.meta);
+      if (this.hello !== null) why = 'a second hello';
+      else if (hello.protocol !== PROTOCOL_VERSION)
+        why = `protocol ${hello.protocol}, this daemon speaks ${PROTOCOL_VERSION}`;
+      else if (hello.clusterId !== identity.clusterId)
+        why = `cluster ${hello.clusterId}, this daemon belongs to ${identity.clusterId}`;
+      else if (hello.toBootId !== identity.bootId) why = 'this process is not the one you look for';
+    } catch (error) {
+      if (!(error instanceof StorageError)) throw error;
+      why = error.message;
+    }
+    const reply = replyTo(frame, wireStatus(why === null ? 'OK' : 'IDENTITY'), epoch);
+    if (why !== null) {
+      reply.meta = Buffer.from(why);
+      this.#connection.send(reply);
+      return this.close(why);
+    }
+    this.#handshake.cancel();
+    this.hello = hello!;
+    this.#inbounds.introduced(this, this.hello);
+    reply.meta = encodeHello({
+      protocol: PROTOCOL_VERSION,
+      clusterId: identity.clusterId,
+      role: 'daemon',
+      id,
+      uuid: identity.uuid,
+      bootId: identity.bootId,
+      toBootId: this.hello.bootId,
+    });
+    this.#connection.send(reply);
+  }
+}

@@ -1,0 +1,208 @@
+// One interval of a PG as its primary sees it: from the first question to the members until the PG serves.
+//
+//   begin -> ask every member what it has (PG_QUERY) -> the newest log is the authority; if that is another member,
+//   the master makes it the primary (a new interval) -> work out what each member misses (missing.ts) -> PG_ACTIVATE:
+//   each member takes the log entries it lacks and makes "I was in this interval, and I am complete or not" durable
+//   -> the master records that the interval may take writes -> serve (serving.ts) and recover (recovery.ts) -> every
+//   member complete, durably: the master is told the PG is clean, and earlier intervals are forgotten.
+//
+// The order is what keeps acked writes: nobody serves before every member and the master have recorded that this
+// interval exists, so whoever comes later knows whom it must ask. An Interval object never starts twice: a new epoch
+// or a broken link ends it and another takes its place.
+
+import type { PgState } from '../../proto/control.ts';
+import { codeOfStatus } from '../../proto/errors.ts';
+import { Flag, type Frame, newFrame, Op } from '../../proto/frame.ts';
+import { type DaemonId, pgName, sameVersion } from '../../proto/ids.ts';
+import type { PgEntry, PoolEntry } from '../../proto/map.ts';
+import {
+  decodeEntries,
+  decodeListing,
+  decodePgInfo,
+  encodeActivation,
+  type ListedObject,
+  type WirePgInfo,
+} from '../../proto/peer-messages.ts';
+import type { LogEntry } from '../store/store.ts';
+import type { Daemon } from './daemon.ts';
+import {
+  authorityAmong,
+  type CatchUp,
+  catchUpByList,
+  catchUpByLog,
+  catchUpDiverged,
+  type MissingSet,
+} from './missing.ts';
+import { Recovery } from './recovery.ts';
+import { Serving } from './serving.ts';
+
+/** Pause before a peering that met an obstacle is tried again. */
+const RETRY_MS = 200;
+
+export class Interval {
+  readonly daemon: Daemon;
+  readonly entry: PgEntry;
+  readonly pool: PoolEntry;
+  /** The members besides this daemon. */
+  readonly others: readonly DaemonId[];
+  state: PgState = 'peering';
+  /** Members that would help when the state is 'incomplete'. */
+  waitFor: readonly DaemonId[] = [];
+  serving: Serving | null = null;
+  recovery: Recovery | null = null;
+  readonly #infos = new Map<DaemonId, WirePgInfo>();
+  readonly #missing = new Map<DaemonId, MissingSet>();
+  #awaited = 0;
+  #over = false;
+
+  constructor(daemon: Daemon, entry: PgEntry, pool: PoolEntry) {
+    this.daemon = daemon;
+    this.entry = entry;
+    this.pool = pool;
+    this.others = entry.acting.slice(1);
+  }
+
+  get over(): boolean {
+    return this.#over;
+  }
+
+  /** Ends it; whatever still comes in for it is ignored. */
+  end(): void {
+    this.#over = true;
+    this.serving?.end();
+    this.recovery?.end();
+  }
+
+  begin(): void {
+    if (this.entry.waitFor.length > 0) {
+      this.state = 'incomplete';
+      this.waitFor = this.entry.waitFor;
+      return;
+    }
+    if (this.entry.acting.length < this.pool.minSize) {
+      this.state = 'undersized';
+      return;
+    }
+    this.#awaited = this.others.length;
+    for (const id of this.others)
+      this.#ask(id, this.#frame(Op.PG_QUERY), (reply) => {
+        this.#infos.set(id, decodePgInfo(reply.meta));
+        if (--this.#awaited === 0) this.#choose();
+      });
+    if (this.others.length === 0) this.#choose();
+  }
+
+  /** Everybody answered: who has the newest log? */
+  #choose(): void {
+    const mine = this.daemon.store.pgInfo(this.entry.pg);
+    const ids = [this.daemon.id, ...this.others];
+    const infos = [mine, ...this.others.map((id) => this.#infos.get(id)!)];
+    const best = authorityAmong(infos, this.entry.lastActive);
+    if (best === -1) {
+      // Those who are here were still being recovered; what they miss is with somebody else.
+      this.state = 'incomplete';
+      this.waitFor = [...this.daemon.map!.daemons.values()].filter((d) => !d.up).map((d) => d.id);
+      return;
+    }
+    if (best !== 0) {
+      this.daemon.log.info('another member has the newest log', { pg: pgName(this.entry.pg), daemon: ids[best] });
+      this.daemon.control
+        .call('preferPrimary', { pg: this.entry.pg, since: this.entry.since, daemon: ids[best]! })
+        .catch(() => this.#retryLater());
+      return;
+    }
+    this.#awaited = this.others.length + 1;
+    for (const id of this.others) this.#compare(id, this.#infos.get(id)!, mine);
+    this.daemon.store.setPg(this.entry.pg, this.entry.since, true);
+    this.daemon.store.sync((error) => {
+      if (error === null && !this.#over) this.#activated();
+    });
+  }
+
+  /** Finds out what one member misses, by the cheapest way there is. */
+  #compare(id: DaemonId, theirs: WirePgInfo, mine: WirePgInfo): void {
+    const { store } = this.daemon;
+    const pg = this.entry.pg;
+    if (theirs.complete) {
+      if (sameVersion(theirs.last, mine.last)) return this.#activate(id, catchUpByLog(mine.last, []));
+      const after = store.logAfter(pg, theirs.last);
+      if (after !== null) return this.#activate(id, catchUpByLog(theirs.last, after));
+      const whole = store.logAfter(pg, mine.tail);
+      if (whole !== null && theirs.last.seq > theirs.tail.seq)
+        return this.#ask(id, this.#frame(Op.PG_LOG), (reply) => {
+          const entries = decodeEntries<LogEntry>(pg, reply.meta);
+          const catchUp = catchUpDiverged(whole, mine.tail, entries, theirs.tail);
+          if (catchUp !== null) this.#activate(id, catchUp);
+          else this.#compareLists(id, mine);
+        });
+    }
+    this.#compareLists(id, mine);
+  }
+
+  #compareLists(id: DaemonId, mine: WirePgInfo): void {
+    const listed: ListedObject[] = [];
+    this.#ask(id, this.#frame(Op.PG_LIST), (reply) => {
+      for (const info of decodeListing(reply.meta)) listed.push(info);
+      if ((reply.flags & Flag.LAST) === 0) return;
+      this.#activate(id, catchUpByList(mine.last, this.daemon.store.objects(this.entry.pg), listed));
+    });
+  }
+
+  #activate(id: DaemonId, catchUp: CatchUp): void {
+    const { missing, mode, version, entries } = catchUp;
+    if (missing.size > 0) {
+      this.#missing.set(id, missing);
+      this.daemon.log.info('member is behind', { pg: pgName(this.entry.pg), daemon: id, mode, objects: missing.size });
+    }
+    const frame = this.#frame(Op.PG_ACTIVATE);
+    frame.meta = encodeActivation({ mode, version, complete: missing.size === 0, entries });
+    this.#ask(id, frame, () => this.#activated());
+  }
+
+  /** One more of the members and this daemon has made the interval durable. */
+  #activated(): void {
+    if (--this.#awaited > 0) return;
+    this.daemon.reporter.activate(this, (accepted) => {
+      if (this.#over) return;
+      if (!accepted) return this.#retryLater();
+      this.state = 'active';
+      this.serving = new Serving(this);
+      this.recovery = new Recovery(this, this.#missing);
+      this.daemon.onActive(this);
+      this.recovery.begin();
+    });
+  }
+
+  #frame(op: Op): Frame {
+    const frame = newFrame(op);
+    frame.epoch = this.daemon.epoch;
+    frame.pg = this.entry.pg;
+    frame.since = this.entry.since;
+    return frame;
+  }
+
+  /** Asks a member; no answer or a refusal ends this attempt, and another follows. */
+  #ask(id: DaemonId, frame: Frame, done: (reply: Frame) => void): void {
+    this.daemon.peer(id).request(frame, {
+      onReply: (reply) => {
+        if (this.#over) return;
+        if (reply.status === 0) return done(reply);
+        this.daemon.log.debug('member refuses', {
+          pg: pgName(this.entry.pg),
+          daemon: id,
+          why: codeOfStatus(reply.status),
+        });
+        this.#retryLater();
+      },
+      onLost: () => {
+        if (!this.#over) this.#retryLater();
+      },
+    });
+  }
+
+  #retryLater(): void {
+    this.daemon.clock.after(RETRY_MS, () => {
+      if (!this.#over) this.daemon.restartInterval(this);
+    });
+  }
+}

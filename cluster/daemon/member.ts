@@ -1,0 +1,174 @@
+// What a daemon does for PGs that another daemon is primary of: log what the primary sends, and answer its questions.
+//
+// A member answers only for the interval it is in: the frame's `since` must be the one in its map, the sender that
+// interval's primary, and (for entries) the member activated in it, the sequence without a gap. Everything else is
+// STALE, and the primary starts over.
+
+import { firstMismatch } from '../../proto/checksum.ts';
+import { type ErrorCode, StorageError, wireStatus } from '../../proto/errors.ts';
+import { Flag, type Frame, Op, replyTo } from '../../proto/frame.ts';
+import { type PgId, pgName } from '../../proto/ids.ts';
+import { decodeActivation, encodeEntries, encodeListing, encodePgInfo, LISTED_MAX } from '../../proto/peer-messages.ts';
+import type { EntryOp, LogEntry } from '../store/store.ts';
+import type { Daemon } from './daemon.ts';
+import type { Request } from './request.ts';
+
+export class Members {
+  readonly #daemon: Daemon;
+  /** Where each PG's log ends, for PGs activated in their current interval. */
+  readonly #active = new Map<PgId, { since: number; lastSeq: number }>();
+
+  constructor(daemon: Daemon) {
+    this.#daemon = daemon;
+  }
+
+  /** The PG has a new interval, or this daemon has left it. */
+  forget(pg: PgId): void {
+    this.#active.delete(pg);
+  }
+
+  handle(request: Request, sender: number): void {
+    const { frame } = request;
+    const entry = this.#daemon.map!.pgs.get(frame.pg);
+    const inForce = entry !== undefined && entry.since === frame.since && entry.acting[0] === sender;
+    if (!inForce || !entry.acting.includes(this.#daemon.id)) return this.#answer(request, 'STALE');
+    try {
+      switch (frame.op) {
+        case Op.REPLICATE:
+          return this.#onReplicate(request);
+        case Op.PG_QUERY:
+          this.#active.delete(frame.pg);
+          return this.#answer(request, 'OK', encodePgInfo(this.#daemon.store.pgInfo(frame.pg)));
+        case Op.PG_LOG:
+          return this.#onLog(request);
+        case Op.PG_LIST:
+          return this.#onList(request);
+        case Op.PG_ACTIVATE:
+          return this.#onActivate(request);
+        case Op.PG_PUSH:
+          return this.#onPush(request);
+        case Op.PG_COMPLETE:
+          return this.#onComplete(request);
+        default:
+          return this.#answer(request, 'INVALID');
+      }
+    } catch (error) {
+      if (!(error instanceof StorageError)) throw error;
+      this.#daemon.log.error('refused a message of the primary', { pg: pgName(frame.pg), why: error.message });
+      this.#answer(request, error.code);
+    }
+  }
+
+  #onReplicate(request: Request): void {
+    const { frame } = request;
+    const state = this.#active.get(frame.pg);
+    if (state === undefined || state.since !== frame.since || frame.pgSeq !== state.lastSeq + 1)
+      return this.#answer(request, 'STALE');
+    if (frame.payload !== null) {
+      if (
+        frame.meta === null ||
+        firstMismatch(frame.payload, frame.meta, frame.image, frame.object, frame.offset) !== -1
+      )
+        return this.#answer(request, 'CHECKSUM');
+    }
+    const entry: LogEntry = {
+      pg: frame.pg,
+      version: { since: frame.since, seq: frame.pgSeq },
+      op: frame.status as EntryOp,
+      image: frame.image,
+      object: frame.object,
+      order: frame.order,
+      offset: frame.offset,
+      length: frame.length,
+      session: frame.session,
+      sessionSeq: frame.seq,
+    };
+    this.#daemon.store.append(entry, frame.payload, frame.meta, true, (error) => {
+      if (error !== null) return;
+      if ((frame.flags & Flag.FUA) === 0) this.#answer(request, 'OK');
+      else this.#daemon.store.sync((failed) => failed === null && this.#answer(request, 'OK'));
+    });
+    state.lastSeq = frame.pgSeq;
+  }
+
+  #onLog(request: Request): void {
+    const { store } = this.#daemon;
+    const entries = store.logAfter(request.frame.pg, store.pgInfo(request.frame.pg).tail);
+    this.#answer(request, 'OK', encodeEntries(entries ?? []));
+  }
+
+  #onList(request: Request): void {
+    const objects = [...this.#daemon.store.objects(request.frame.pg)];
+    for (let at = 0; at === 0 || at < objects.length; at += LISTED_MAX) {
+      const reply = replyTo(request.frame, 0, this.#daemon.epoch);
+      reply.meta = encodeListing(objects.slice(at, at + LISTED_MAX));
+      if (at + LISTED_MAX >= objects.length) reply.flags |= Flag.LAST;
+      request.from.send(reply);
+    }
+  }
+
+  #onActivate(request: Request): void {
+    const { store } = this.#daemon;
+    const { pg, since } = request.frame;
+    const { mode, version, complete, entries } = decodeActivation<LogEntry>(pg, request.frame.meta);
+    // Incomplete first: if the power goes in the middle, what follows must not look like a whole copy.
+    if (!complete) store.setPg(pg, store.pgInfo(pg).les, false);
+    if (mode === 'reset') store.resetLog(pg, version);
+    else if (mode === 'truncate') store.truncateLog(pg, version);
+    if (entries.length > 0) store.mergeLog(pg, entries);
+    store.setPg(pg, since, complete);
+    const lastSeq = store.pgInfo(pg).last.seq;
+    store.sync((error) => {
+      if (error !== null || this.#daemon.map?.pgs.get(pg)?.since !== since) return;
+      this.#active.set(pg, { since, lastSeq });
+      this.#answer(request, 'OK');
+    });
+  }
+
+  #onPush(request: Request): void {
+    const { frame } = request;
+    const { store } = this.#daemon;
+    if (this.#active.get(frame.pg)?.since !== frame.since) return this.#answer(request, 'STALE');
+    const done = (error: Error | null): void => {
+      if (error === null) this.#answer(request, 'OK');
+    };
+    const last = (frame.flags & Flag.LAST) !== 0;
+    // A push without a version is the removal of an object that the primary does not have.
+    if (frame.pgSeq === 0) return store.recoverDelete(frame.pg, frame.image, frame.object, done);
+    if (
+      frame.payload !== null &&
+      firstMismatch(frame.payload, frame.meta!, frame.image, frame.object, frame.offset) !== -1
+    )
+      return this.#answer(request, 'CHECKSUM');
+    store.recover(
+      {
+        pg: frame.pg,
+        image: frame.image,
+        object: frame.object,
+        order: frame.order,
+        replace: (frame.flags & Flag.FIRST) !== 0,
+        offset: frame.offset,
+        length: frame.length,
+        version: last ? { since: frame.seq, seq: frame.pgSeq } : { since: 0, seq: 0 },
+      },
+      frame.payload,
+      frame.meta,
+      done,
+    );
+  }
+
+  #onComplete(request: Request): void {
+    const { store } = this.#daemon;
+    const { pg, since } = request.frame;
+    if (this.#active.get(pg)?.since !== since) return this.#answer(request, 'STALE');
+    store.setPg(pg, since, true);
+    store.sync((error) => error === null && this.#answer(request, 'OK'));
+  }
+
+  #answer(request: Request, code: ErrorCode, meta: Buffer | null = null): void {
+    const reply: Frame = replyTo(request.frame, wireStatus(code), this.#daemon.epoch);
+    reply.meta = meta;
+    if (this.#daemon.full) reply.flags |= Flag.FULL;
+    request.from.send(reply);
+  }
+}

@@ -1,0 +1,83 @@
+// Connections that this daemon opens to other daemons, as primary of PGs they are members of.
+//
+// One connection per daemon and per process of it (boot id): what was sent to a process that died is lost for good,
+// and everybody who waits for an answer hears so at once. Requests are answered in any order. The hello goes first and
+// nobody waits for its answer: a daemon that refuses it closes the connection.
+
+import { Flag, type Frame, newFrame, Op } from '../../proto/frame.ts';
+import type { DaemonId } from '../../proto/ids.ts';
+import type { DaemonEntry } from '../../proto/map.ts';
+import { encodeHello, type Hello } from '../../proto/peer-messages.ts';
+import type { Connection, ConnectionEvents, Network } from '../../proto/ports.ts';
+
+/** Whoever waits for a peer's answer. Exactly one of the two is called, once, unless the link was dropped by drop(). */
+export interface ReplyHandler {
+  onReply(reply: Frame, from: DaemonId): void;
+  onLost(from: DaemonId): void;
+}
+
+export class PeerLink implements ConnectionEvents {
+  readonly entry: DaemonEntry;
+  readonly #onLost: (link: PeerLink, reason: string) => void;
+  readonly #connection: Connection;
+  readonly #waiting = new Map<number, ReplyHandler>();
+  #nextRequest = 1;
+  #over = false;
+
+  constructor(
+    network: Network,
+    entry: DaemonEntry,
+    local: boolean,
+    hello: Hello,
+    onLost: (link: PeerLink, reason: string) => void,
+  ) {
+    this.entry = entry;
+    this.#onLost = onLost;
+    this.#connection = network.connect(local && entry.unixAddress !== '' ? entry.unixAddress : entry.address, this);
+    const frame = newFrame(Op.HELLO);
+    frame.meta = encodeHello(hello);
+    this.#connection.send(frame);
+  }
+
+  /** Sends `frame` with a request number of its own. */
+  request(frame: Frame, handler: ReplyHandler): void {
+    if (this.#over) return handler.onLost(this.entry.id);
+    frame.request = this.#nextRequest;
+    this.#nextRequest = this.#nextRequest === 0xffffffff ? 1 : this.#nextRequest + 1;
+    this.#waiting.set(frame.request, handler);
+    this.#connection.send(frame);
+  }
+
+  onFrame(reply: Frame): void {
+    if (reply.op === Op.HELLO) {
+      if (reply.status !== 0) this.#end(`refused: ${reply.meta?.toString('utf8') ?? 'no reason given'}`);
+      return;
+    }
+    const handler = this.#waiting.get(reply.request);
+    if (handler === undefined) return this.#end('an answer to a question that was not asked');
+    if (reply.op !== Op.PG_LIST || (reply.flags & Flag.LAST) !== 0 || reply.status !== 0)
+      this.#waiting.delete(reply.request);
+    handler.onReply(reply, this.entry.id);
+  }
+
+  onClose(reason: string): void {
+    this.#end(reason);
+  }
+
+  /** Ends it without a word to those who wait: their interval is over anyway. */
+  drop(): void {
+    this.#over = true;
+    this.#waiting.clear();
+    this.#connection.close();
+  }
+
+  #end(reason: string): void {
+    if (this.#over) return;
+    this.#over = true;
+    this.#connection.close();
+    const handlers = [...this.#waiting.values()];
+    this.#waiting.clear();
+    for (const handler of handlers) handler.onLost(this.entry.id);
+    this.#onLost(this, reason);
+  }
+}

@@ -1,0 +1,43 @@
+// Whose turn it is to be recovered: one queue for all PGs of a daemon, a few objects at a time, clients' objects first.
+
+import type { ObjectKey } from '../../proto/ids.ts';
+import type { Recovery } from './recovery.ts';
+
+/** Objects that one daemon pushes at a time: enough to keep a link busy, few enough to leave clients the most of it. */
+const ACTIVE_MAX = 4;
+
+interface Turn {
+  readonly recovery: Recovery;
+  readonly key: ObjectKey;
+}
+
+export class RecoveryQueue {
+  #turns: Turn[] = [];
+  /** A client waits for these: they go first, and may exceed the limit by as many again. */
+  #urgent: Turn[] = [];
+  #active = 0;
+
+  add(recovery: Recovery, key: ObjectKey, urgent: boolean): void {
+    (urgent ? this.#urgent : this.#turns).push({ recovery, key });
+    this.#next();
+  }
+
+  removeAll(recovery: Recovery): void {
+    this.#turns = this.#turns.filter((turn) => turn.recovery !== recovery);
+    this.#urgent = this.#urgent.filter((turn) => turn.recovery !== recovery);
+  }
+
+  #next(): void {
+    for (;;) {
+      const urgent = this.#urgent.length > 0;
+      if (this.#active >= (urgent ? 2 * ACTIVE_MAX : ACTIVE_MAX)) return;
+      const turn = urgent ? this.#urgent.shift() : this.#turns.shift();
+      if (turn === undefined) return;
+      this.#active += 1;
+      turn.recovery.push(turn.key, () => {
+        this.#active -= 1;
+        this.#next();
+      });
+    }
+  }
+}

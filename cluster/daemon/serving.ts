@@ -1,0 +1,332 @@
+// An active PG at its primary: client requests in, replicated entries out.
+//
+//   write  -> next version -> own log and REPLICATE to every other member at once -> all have it -> committed: answer
+//   read   -> waits for writes in flight to the same bytes -> own store -> answer with the stored checksums
+//
+// Nothing is answered from or for uncommitted data, and an entry commits only when every member of the acting set the
+// master recorded has it. A member that fails does not make the set smaller here: the writes wait until the master
+// publishes a set without it, and are then sent again by their clients.
+//
+// Entries commit in order: members apply them in order, and each connection keeps the order.
+
+import { firstMismatch } from '../../proto/checksum.ts';
+import { StorageError } from '../../proto/errors.ts';
+import { Flag, type Frame, newFrame, Op, replyTo } from '../../proto/frame.ts';
+import { type DaemonId, type ObjectKey, objectKey } from '../../proto/ids.ts';
+import { EntryOp, type LogEntry } from '../store/store.ts';
+import type { Daemon } from './daemon.ts';
+import type { Interval } from './interval.ts';
+import type { ReplyHandler } from './peers.ts';
+import { invalidRequest, type Request, refuse } from './request.ts';
+
+/** Object numbers per LIST reply. */
+const LIST_MAX = 65_536;
+
+export class Serving {
+  readonly #interval: Interval;
+  readonly #daemon: Daemon;
+  readonly #since: number;
+  #nextSeq: number;
+  /** Entries on their way to the members, by their sequence number, oldest first. */
+  readonly #inflight = new Map<number, Write>();
+  /** The same by object, for reads that must wait. */
+  readonly #busy = new Map<ObjectKey, Write[]>();
+  #over = false;
+
+  constructor(interval: Interval) {
+    this.#interval = interval;
+    this.#daemon = interval.daemon;
+    this.#since = interval.entry.since;
+    this.#nextSeq = interval.daemon.store.pgInfo(interval.entry.pg).last.seq + 1;
+  }
+
+  /**
+   * Stops; hands back what is unanswered, oldest first, marked as sent before: whether it was applied is for the log
+   * to say.
+   */
+  end(): Request[] {
+    if (this.#over) return [];
+    this.#over = true;
+    const requests: Request[] = [];
+    for (const write of this.#inflight.values()) {
+      write.over = true;
+      if (write.request !== null) {
+        write.request.frame.flags |= Flag.RETRY;
+        requests.push(write.request);
+      }
+      if (write.readers !== null) requests.push(...write.readers);
+    }
+    this.#inflight.clear();
+    this.#busy.clear();
+    return requests;
+  }
+
+  handle(request: Request): void {
+    const { frame } = request;
+    const { epoch } = this.#daemon;
+    if (frame.epoch < this.#since) return refuse(request, 'STALE', epoch);
+    const why = invalidRequest(frame, this.#daemon.map!);
+    if (why !== null) return refuse(request, why, epoch);
+    switch (frame.op) {
+      case Op.READ:
+        return this.#read(request);
+      case Op.WRITE:
+      case Op.ZERO:
+      case Op.DELETE:
+        return this.#write(request);
+      case Op.STATUS:
+        return this.#status(request);
+      case Op.LIST:
+        return this.#list(request);
+      default:
+        return refuse(request, 'INVALID', epoch);
+    }
+  }
+
+  #read(request: Request): void {
+    const { frame } = request;
+    const writes = this.#busy.get(objectKey(frame.image, frame.object));
+    if (writes !== undefined) {
+      const end = frame.offset + frame.length;
+      // The newest overlapping one commits last, so waiting for it is waiting for all.
+      for (let i = writes.length - 1; i >= 0; i--) {
+        const write = writes[i]!;
+        if (write.start >= end || write.end <= frame.offset) continue;
+        write.readers ??= [];
+        write.readers.push(request);
+        return;
+      }
+    }
+    this.#daemon.store.read(
+      frame.image,
+      frame.object,
+      frame.order,
+      frame.offset,
+      frame.length,
+      (error, checks, payload) => {
+        // An ended interval must not answer: a newer one may have taken writes elsewhere meanwhile.
+        if (this.#over) return refuse(request, 'STALE', this.#daemon.epoch);
+        if (error !== null) {
+          this.#daemon.log.error('read failed', { image: frame.image, object: frame.object, why: error.message });
+          return refuse(request, 'IO', this.#daemon.epoch);
+        }
+        const reply = replyTo(frame, 0, this.#daemon.epoch);
+        if (payload === null) reply.flags |= Flag.HOLE;
+        else {
+          reply.meta = checks;
+          reply.payload = payload;
+        }
+        request.from.send(reply);
+      },
+    );
+  }
+
+  #write(request: Request): void {
+    const { frame } = request;
+    const daemon = this.#daemon;
+    const key = objectKey(frame.image, frame.object);
+    // An object that some member misses is recovered first: entries then apply to whole objects only.
+    if (this.#interval.recovery?.defer(key, request) === true) return;
+    if ((frame.flags & Flag.RETRY) !== 0 && this.#answeredBefore(request)) return;
+    if (frame.op === Op.WRITE) {
+      const bad = firstMismatch(frame.payload!, frame.meta!, frame.image, frame.object, frame.offset);
+      if (bad !== -1) return refuse(request, 'CHECKSUM', daemon.epoch);
+      if (daemon.fullPeers.size > 0 && this.#interval.others.some((id) => daemon.fullPeers.has(id)))
+        return refuse(request, 'NO_SPACE', daemon.epoch);
+    }
+    const deletes = frame.op === Op.DELETE;
+    const entry: LogEntry = {
+      pg: frame.pg,
+      version: { since: this.#since, seq: this.#nextSeq },
+      op: deletes ? EntryOp.DELETE : frame.op === Op.ZERO ? EntryOp.ZERO : EntryOp.WRITE,
+      image: frame.image,
+      object: frame.object,
+      order: frame.order,
+      offset: deletes ? 0 : frame.offset,
+      length: deletes ? 2 ** frame.order : frame.length,
+      session: frame.session,
+      sessionSeq: frame.seq,
+    };
+    const durable = (frame.flags & Flag.FUA) !== 0 || this.#interval.pool.durability === 'sync';
+    const write = new Write(this, request, key, entry, durable);
+    try {
+      daemon.store.append(entry, frame.payload, frame.meta, frame.op !== Op.WRITE, write.onLogged);
+    } catch (error) {
+      if (error instanceof StorageError) return refuse(request, error.code, daemon.epoch);
+      throw error;
+    }
+    this.#nextSeq += 1;
+    this.#inflight.set(entry.version.seq, write);
+    const same = this.#busy.get(key);
+    if (same === undefined) this.#busy.set(key, [write]);
+    else same.push(write);
+    const { others } = this.#interval;
+    write.awaited = others.length + 1;
+    for (const id of others) daemon.peer(id).request(replicateFrame(frame, entry, durable, daemon.epoch), write);
+  }
+
+  /** The request is in the log already: answer it when it is committed and, if asked, durable. */
+  #answeredBefore(request: Request): boolean {
+    const { frame } = request;
+    const version = this.#daemon.store.findRequest(frame.pg, frame.session, frame.seq);
+    if (version === null) return false;
+    const write = this.#inflight.get(version.seq);
+    if (write !== undefined && write.entry.version.since === version.since) {
+      write.request = request;
+      return true;
+    }
+    const durable = (frame.flags & Flag.FUA) !== 0 || this.#interval.pool.durability === 'sync';
+    if (!durable) this.#acknowledge(request);
+    else
+      this.syncMembers((done) => {
+        if (done) this.#acknowledge(request);
+        else refuse(request, 'UNAVAILABLE', this.#daemon.epoch);
+      });
+    return true;
+  }
+
+  /** Puts everything logged so far on stable storage of all members. */
+  syncMembers(done: (synced: boolean) => void): void {
+    let awaited = this.#interval.others.length + 1;
+    const one = (synced: boolean): void => {
+      if (!synced) {
+        awaited = -1;
+        return done(false);
+      }
+      if (--awaited === 0) done(!this.#over);
+    };
+    this.#daemon.store.sync((error) => one(error === null));
+    for (const id of this.#interval.others) {
+      const frame = newFrame(Op.SYNC);
+      frame.epoch = this.#daemon.epoch;
+      this.#daemon.peer(id).request(frame, { onReply: (reply) => one(reply.status === 0), onLost: () => one(false) });
+    }
+  }
+
+  syncOwn(done: (error: Error | null) => void): void {
+    this.#daemon.store.sync(done);
+  }
+
+  /** Every member has the entry. */
+  commit(write: Write): void {
+    const { seq } = write.entry.version;
+    this.#inflight.delete(seq);
+    const same = this.#busy.get(write.key)!;
+    if (same.length === 1) this.#busy.delete(write.key);
+    else same.splice(same.indexOf(write), 1);
+    if (write.request !== null) this.#acknowledge(write.request);
+    if (write.readers !== null) for (const reader of write.readers) this.#read(reader);
+  }
+
+  #acknowledge(request: Request): void {
+    const reply = replyTo(request.frame, 0, this.#daemon.epoch);
+    // The client keeps the write until it is flushed, and replays it if this interval has ended by then.
+    reply.since = this.#since;
+    request.from.send(reply);
+  }
+
+  /** A member did not take an entry, or is gone: start the interval over; only the master can leave the member out. */
+  memberFailed(id: DaemonId, why: string): void {
+    if (this.#over) return;
+    this.#daemon.log.warn('member did not take a write', { daemon: id, why });
+    this.#daemon.restartInterval(this.#interval);
+  }
+
+  /** A member took the entry out of its reserve: no more writes that need space until it has some again. */
+  memberFull(id: DaemonId): void {
+    this.#daemon.peerFull(id);
+  }
+
+  #status(request: Request): void {
+    const reply = replyTo(request.frame, 0, this.#daemon.epoch);
+    reply.meta = this.#daemon.store.allocation(request.frame.image, request.frame.object);
+    request.from.send(reply);
+  }
+
+  #list(request: Request): void {
+    const { frame } = request;
+    const numbers: number[] = [];
+    for (const info of this.#daemon.store.objects(frame.pg)) if (info.image === frame.image) numbers.push(info.object);
+    for (let at = 0; at < numbers.length || at === 0; at += LIST_MAX) {
+      const page = numbers.slice(at, at + LIST_MAX);
+      const reply = replyTo(frame, 0, this.#daemon.epoch);
+      reply.meta = Buffer.alloc(page.length * 4);
+      for (let i = 0; i < page.length; i++) reply.meta.writeUInt32LE(page[i]!, i * 4);
+      if (at + LIST_MAX >= numbers.length) reply.flags |= Flag.LAST;
+      request.from.send(reply);
+    }
+  }
+}
+
+/** One entry between its append and its commit; also what waits for the members' answers. */
+export class Write implements ReplyHandler {
+  readonly #serving: Serving;
+  /** Whom to answer; null when nobody waits any more. */
+  request: Request | null;
+  readonly key: ObjectKey;
+  readonly entry: LogEntry;
+  readonly start: number;
+  readonly end: number;
+  readonly durable: boolean;
+  /** Members, this daemon among them, that have not answered yet. */
+  awaited = 0;
+  /** Reads of the same bytes, in order. */
+  readers: Request[] | null = null;
+  over = false;
+  readonly onLogged: (error: Error | null) => void;
+  readonly #onSynced: (error: Error | null) => void;
+
+  constructor(serving: Serving, request: Request, key: ObjectKey, entry: LogEntry, durable: boolean) {
+    this.#serving = serving;
+    this.request = request;
+    this.key = key;
+    this.entry = entry;
+    this.start = entry.offset;
+    this.end = entry.offset + entry.length;
+    this.durable = durable;
+    this.onLogged = (error) => {
+      // A store that can't log tells the daemon itself, which stops.
+      if (error !== null || this.over) return;
+      if (durable) serving.syncOwn(this.#onSynced);
+      else this.#answered();
+    };
+    this.#onSynced = (error) => {
+      if (error === null && !this.over) this.#answered();
+    };
+  }
+
+  onReply(reply: Frame, from: DaemonId): void {
+    if (this.over) return;
+    if ((reply.flags & Flag.FULL) !== 0) this.#serving.memberFull(from);
+    if (reply.status !== 0) this.#serving.memberFailed(from, `status ${reply.status}`);
+    else this.#answered();
+  }
+
+  onLost(from: DaemonId): void {
+    if (!this.over) this.#serving.memberFailed(from, 'connection lost');
+  }
+
+  #answered(): void {
+    if (--this.awaited === 0) this.#serving.commit(this);
+  }
+}
+
+function replicateFrame(request: Frame, entry: LogEntry, durable: boolean, epoch: number): Frame {
+  const frame = newFrame(Op.REPLICATE);
+  frame.status = entry.op;
+  frame.flags = durable ? Flag.FUA : 0;
+  frame.order = entry.order;
+  frame.session = entry.session;
+  frame.epoch = epoch;
+  frame.pg = entry.pg;
+  frame.image = entry.image;
+  frame.object = entry.object;
+  frame.offset = entry.offset;
+  frame.length = entry.length;
+  frame.seq = entry.sessionSeq;
+  frame.since = entry.version.since;
+  frame.pgSeq = entry.version.seq;
+  frame.meta = request.meta;
+  frame.payload = request.payload;
+  return frame;
+}

@@ -1,0 +1,89 @@
+// Bytes of a stream in, whole checked frames out (proto/frame.ts has the layout).
+//
+//   HEADER 96 bytes -> META -> PAYLOAD -> HEADER ...
+//
+// A frame that lies whole in one chunk is handed on as views of it, without a copy. One that crosses chunks is
+// assembled: its header in a small buffer of the decoder's, meta and payload in one buffer of their exact size, each
+// byte copied once. What is not a frame ends the stream: there is no way to find the next frame's start.
+
+import { hashBytes } from '../../proto/checksum.ts';
+import {
+  decodeFrame,
+  type Frame,
+  HEADER_BYTES,
+  invalidHeader,
+  metaBytesAt,
+  metaChecksumAt,
+  payloadBytesAt,
+} from '../../proto/frame.ts';
+
+export class FrameDecoder {
+  readonly #onFrame: (frame: Frame) => void;
+  readonly #header = Buffer.allocUnsafeSlow(HEADER_BYTES);
+  #headerFill = 0;
+  /** Meta and payload of the frame whose header is in #header; null while the header is incomplete. */
+  #body: Buffer | null = null;
+  #bodyFill = 0;
+  #stopped = false;
+
+  constructor(onFrame: (frame: Frame) => void) {
+    this.#onFrame = onFrame;
+  }
+
+  /** No frame comes out any more, not even of bytes already pushed. */
+  stop(): void {
+    this.#stopped = true;
+  }
+
+  /** Takes the next bytes; the chunk belongs to the decoder from now on. Returns why the stream is broken, or null. */
+  push(chunk: Buffer): string | null {
+    let at = 0;
+    while (at < chunk.length && !this.#stopped) {
+      if (this.#body === null && this.#headerFill === 0 && chunk.length - at >= HEADER_BYTES) {
+        const why = invalidHeader(chunk, at);
+        if (why !== null) return why;
+        const bodyBytes = metaBytesAt(chunk, at) + payloadBytesAt(chunk, at);
+        if (chunk.length - at - HEADER_BYTES >= bodyBytes) {
+          const bad = this.#deliver(chunk, at, chunk, at + HEADER_BYTES);
+          if (bad !== null) return bad;
+          at += HEADER_BYTES + bodyBytes;
+          continue;
+        }
+      }
+      if (this.#body === null) {
+        const take = Math.min(HEADER_BYTES - this.#headerFill, chunk.length - at);
+        chunk.copy(this.#header, this.#headerFill, at, at + take);
+        this.#headerFill += take;
+        at += take;
+        if (this.#headerFill < HEADER_BYTES) return null;
+        const why = invalidHeader(this.#header, 0);
+        if (why !== null) return why;
+        this.#body = Buffer.allocUnsafeSlow(metaBytesAt(this.#header, 0) + payloadBytesAt(this.#header, 0));
+        this.#bodyFill = 0;
+      }
+      const take = Math.min(this.#body.length - this.#bodyFill, chunk.length - at);
+      chunk.copy(this.#body, this.#bodyFill, at, at + take);
+      this.#bodyFill += take;
+      at += take;
+      if (this.#bodyFill === this.#body.length) {
+        const body = this.#body;
+        this.#body = null;
+        this.#headerFill = 0;
+        const bad = this.#deliver(this.#header, 0, body, 0);
+        if (bad !== null) return bad;
+      }
+    }
+    return null;
+  }
+
+  #deliver(header: Buffer, headerAt: number, body: Buffer, bodyAt: number): string | null {
+    const metaBytes = metaBytesAt(header, headerAt);
+    const payloadBytes = payloadBytesAt(header, headerAt);
+    const meta = metaBytes === 0 ? null : body.subarray(bodyAt, bodyAt + metaBytes);
+    if (meta !== null && hashBytes(meta) !== metaChecksumAt(header, headerAt)) return 'meta checksum is wrong';
+    const payloadAt = bodyAt + metaBytes;
+    const payload = payloadBytes === 0 ? null : body.subarray(payloadAt, payloadAt + payloadBytes);
+    this.#onFrame(decodeFrame(header, headerAt, meta, payload));
+    return null;
+  }
+}
