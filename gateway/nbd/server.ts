@@ -1,0 +1,275 @@
+// The NBD server: listens on TCP and on a unix socket, gives each connection a Session, and counts what strangers take.
+//
+// It owns the sockets and the waits: connections in all, connections that have not chosen an export, the handshake's
+// deadline, the lingering after the last word, the draining at the end. What is said on a connection is the Session's.
+
+import { lstatSync, unlinkSync } from 'node:fs';
+import { createServer, connect as netConnect, type Server, type Socket } from 'node:net';
+import type { ImageClient } from '../../cluster/client/image.ts';
+import { StorageError } from '../../proto/errors.ts';
+import { HANDSHAKE_MS } from '../../proto/limits.ts';
+import type { Clock, Log, Timer } from '../../proto/ports.ts';
+import { FailureLog } from './errno.ts';
+import { ExportTable } from './export-table.ts';
+import { CONNECTIONS_MAX, DRAIN_MS, HANDSHAKES_MAX, KEEP_ALIVE_MS, LINGER_MS } from './limits.ts';
+import { SlabPool, type Wire } from './outbox.ts';
+import { Session, type SessionWorld } from './session.ts';
+
+export interface NbdServerOptions {
+  readonly client: ImageClient;
+  /** Port 0: any free one. */
+  readonly listen: { readonly host: string; readonly port: number } | null;
+  readonly unixPath: string | null;
+  /** Fence another writer of an image off instead of being refused. */
+  readonly takeOver: boolean;
+  readonly readOnly: boolean;
+  readonly log: Log;
+  readonly clock: Clock;
+  /** Other limits than those of limits.ts. */
+  readonly limits?: Partial<ServerLimits>;
+}
+
+export interface ServerLimits {
+  readonly connectionsMax: number;
+  readonly handshakesMax: number;
+  readonly handshakeMs: number;
+  readonly drainMs: number;
+}
+
+export interface NbdServer {
+  /** "host:port" with the real port, or null without TCP. */
+  readonly address: string | null;
+  readonly unixPath: string | null;
+  /**
+   * Stops listening, refuses new requests, finishes those in flight, gives the images' locks back. Connections that are
+   * not done after DRAIN_MS are cut.
+   */
+  close(): Promise<void>;
+}
+
+const LIMITS: ServerLimits = {
+  connectionsMax: CONNECTIONS_MAX,
+  handshakesMax: HANDSHAKES_MAX,
+  handshakeMs: HANDSHAKE_MS,
+  drainMs: DRAIN_MS,
+};
+
+/** Serves the client's images. Rejects with UNAVAILABLE, saying why, if an address can't be listened on. */
+export async function startNbdServer(options: NbdServerOptions): Promise<NbdServer> {
+  const gate = new Gate(options);
+  const servers: Server[] = [];
+  try {
+    let address: string | null = null;
+    if (options.listen !== null) {
+      const server = gate.newServer();
+      await listening(server, `${options.listen.host}:${options.listen.port}`, { ...options.listen });
+      servers.push(server);
+      address = addressOf(server);
+    }
+    if (options.unixPath !== null) {
+      await removeStaleSocket(options.unixPath);
+      const server = gate.newServer();
+      await listening(server, `unix:${options.unixPath}`, { path: options.unixPath });
+      servers.push(server);
+    }
+    return { address, unixPath: options.unixPath, close: () => gate.close(servers) };
+  } catch (error) {
+    for (const server of servers) server.close();
+    throw error;
+  }
+}
+
+function listening(
+  server: Server,
+  name: string,
+  where: { host?: string; port?: number; path?: string },
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', (cause: NodeJS.ErrnoException) => {
+      const why = cause.code === 'EADDRINUSE' ? 'another process listens there; choose another address' : cause.message;
+      reject(new StorageError('UNAVAILABLE', `can't serve NBD on ${name}: ${why}`, cause));
+    });
+    server.listen(where, resolve);
+  });
+}
+
+function addressOf(server: Server): string | null {
+  const bound = server.address();
+  if (bound === null || typeof bound === 'string') return null;
+  return bound.family === 'IPv6' ? `[${bound.address}]:${bound.port}` : `${bound.address}:${bound.port}`;
+}
+
+/** A socket file that nobody answers on was left behind by a killed process. Anything else stays. */
+async function removeStaleSocket(path: string): Promise<void> {
+  const present = lstatSync(path, { throwIfNoEntry: false });
+  if (present === undefined) return;
+  if (!present.isSocket())
+    throw new StorageError('UNAVAILABLE', `can't serve NBD on unix:${path}: a file that is no socket has that name`);
+  const answered = await new Promise<boolean>((resolve) => {
+    const probe = netConnect({ path });
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', () => resolve(false));
+  });
+  if (answered) throw new StorageError('UNAVAILABLE', `can't serve NBD on unix:${path}: another process listens there`);
+  unlinkSync(path);
+}
+
+/** All connections of one server. */
+class Gate {
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #limits: ServerLimits;
+  readonly #world: SessionWorld;
+  readonly #sockets = new Map<Socket, Session>();
+  /** Connections that have not chosen an export, and when they must have. */
+  readonly #handshakes = new Map<Session, Timer>();
+  #turnedAway = 0;
+  #closing: Promise<void> | null = null;
+  #onEmpty: () => void = () => {};
+
+  constructor(options: NbdServerOptions) {
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#limits = { ...LIMITS, ...options.limits };
+    this.#world = {
+      exports: new ExportTable(options.client, { readOnly: options.readOnly, takeOver: options.takeOver }, options.log),
+      slabs: new SlabPool(),
+      clock: options.clock,
+      log: options.log,
+      failures: new FailureLog(options.log, options.clock),
+      onEstablished: (session) => this.#handshakeOver(session),
+    };
+  }
+
+  newServer(): Server {
+    return createServer(
+      { noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE_MS, allowHalfOpen: true },
+      (socket) => this.#accept(socket),
+    );
+  }
+
+  close(servers: readonly Server[]): Promise<void> {
+    this.#closing ??= this.#drain(servers);
+    return this.#closing;
+  }
+
+  #accept(socket: Socket): void {
+    const wire = new SocketWire(socket, this.#clock);
+    if (this.#sockets.size >= this.#limits.connectionsMax || this.#handshakes.size >= this.#limits.handshakesMax) {
+      this.#turnedAway++;
+      // Not a line for each: this is what a flood looks like.
+      if (Number.isInteger(Math.log2(this.#turnedAway)))
+        this.#log.warn('too many connections: client turned away', {
+          peer: wire.peer,
+          connections: this.#sockets.size,
+          handshakes: this.#handshakes.size,
+          turnedAway: this.#turnedAway,
+        });
+      socket.on('error', () => {});
+      socket.destroy();
+      return;
+    }
+    const session = new Session(this.#world, wire);
+    this.#sockets.set(socket, session);
+    this.#armHandshake(session, wire);
+    socket.on('data', (chunk: Buffer) => session.receive(chunk));
+    socket.on('end', () => session.streamEnded());
+    socket.on('error', (error) => this.#log.debug(`connection failed: ${error.message}`, { peer: wire.peer }));
+    socket.on('close', () => {
+      this.#sockets.delete(socket);
+      this.#handshakeOver(session);
+      wire.stopLingering();
+      session.closed();
+      if (this.#sockets.size === 0) this.#onEmpty();
+    });
+    session.start();
+  }
+
+  #armHandshake(session: Session, wire: Wire): void {
+    const timer = this.#clock.after(this.#limits.handshakeMs, () => {
+      // A client that waits for us to open its image is not late.
+      if (session.opening) return this.#armHandshake(session, wire);
+      this.#log.warn('client cut off: no export chosen in time', {
+        peer: wire.peer,
+        timeoutMs: this.#limits.handshakeMs,
+      });
+      wire.destroy();
+    });
+    this.#handshakes.set(session, timer);
+  }
+
+  #handshakeOver(session: Session): void {
+    this.#handshakes.get(session)?.cancel();
+    this.#handshakes.delete(session);
+  }
+
+  async #drain(servers: readonly Server[]): Promise<void> {
+    const stopped = servers.map((server) => new Promise<void>((resolve) => server.close(() => resolve())));
+    let deadline: Timer | null = null;
+    const tooLate = new Promise<void>((resolve) => {
+      deadline = this.#clock.after(this.#limits.drainMs, () => {
+        this.#log.warn('requests are still in flight: connections are cut', { connections: this.#sockets.size });
+        this.#cutAll();
+        resolve();
+      });
+    });
+    for (const session of this.#sockets.values()) session.shutDown();
+    await Promise.race([this.#world.exports.drained(), tooLate]);
+    // Who is haggling still has had the answer that the server is going; the others have had theirs.
+    for (const [socket, session] of this.#sockets) if (session.state === 'handshake') socket.destroy();
+    if (this.#sockets.size > 0)
+      await new Promise<void>((resolve) => {
+        this.#onEmpty = resolve;
+      });
+    deadline!.cancel();
+    await Promise.all(stopped);
+  }
+
+  #cutAll(): void {
+    for (const socket of this.#sockets.keys()) socket.destroy();
+  }
+}
+
+/** The Wire of a socket. */
+class SocketWire implements Wire {
+  readonly peer: string;
+  readonly #socket: Socket;
+  readonly #clock: Clock;
+  #lingering: Timer | null = null;
+
+  constructor(socket: Socket, clock: Clock) {
+    this.#socket = socket;
+    this.#clock = clock;
+    this.peer = socket.remoteAddress === undefined ? 'unix socket' : `${socket.remoteAddress}:${socket.remotePort}`;
+  }
+
+  write(buffers: readonly Buffer[], sent: () => void): void {
+    const socket = this.#socket;
+    const last = buffers.length - 1;
+    if (last > 0) socket.cork();
+    for (let index = 0; index < last; index++) socket.write(buffers[index]!);
+    socket.write(buffers[last]!, sent);
+    if (last > 0) socket.uncork();
+  }
+  pause(): void {
+    this.#socket.pause();
+  }
+  resume(): void {
+    this.#socket.resume();
+  }
+  end(): void {
+    this.#socket.end();
+    // Reads to the end, so that closing does not throw away what the peer has not read yet.
+    this.#socket.resume();
+    this.#lingering ??= this.#clock.after(LINGER_MS, () => this.#socket.destroy());
+  }
+  destroy(): void {
+    this.#socket.destroy();
+  }
+  stopLingering(): void {
+    this.#lingering?.cancel();
+  }
+}

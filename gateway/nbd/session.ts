@@ -1,0 +1,502 @@
+// One client's connection, without its socket: haggling first, then requests to an Image and replies back.
+//
+//   handshake ──GO──> serving ──DISC, end of stream──> leaving ──nothing in flight──> closed
+//                        └─────shutDown, lock lost──> refusing ──nothing in flight──> closed
+//
+// The hot path: receive() parses every request of a chunk, each gets a record from the free list and goes to the image;
+// completions gather in a list; one flush per turn of the loop writes all replies at once. A client that asks faster
+// than its data moves is not refused: parsing stops and the wire is paused (INFLIGHT_*), and goes on as replies leave.
+//
+// The session does no I/O and keeps no time of its own: bytes come by receive(), go by the Wire, the turn ends by
+// clock.soon().
+
+import type { Image } from '../../cluster/client/image.ts';
+import { StorageError } from '../../proto/errors.ts';
+import type { Clock, Log } from '../../proto/ports.ts';
+import {
+  BASE_ALLOCATION_ID,
+  blockStatusBytes,
+  Command,
+  CommandFlag,
+  Errno,
+  type ExportTerms,
+  errorChunkBytes,
+  Handshake,
+  type HandshakeHost,
+  messageBytes,
+  type Negotiated,
+  OFFSET_DATA_BYTES,
+  OptionReply,
+  type Refusal,
+  RequestDecoder,
+  type RequestHeader,
+  type RequestSink,
+  rulesOf,
+  Size,
+  writeBlockStatus,
+  writeErrorChunk,
+  writeNone,
+  writeOffsetData,
+  writeSimpleReply,
+} from '../nbd-protocol-ts/index.ts';
+import { errnoOf, type FailureLog } from './errno.ts';
+import type { ExportTable, ExportUser, SharedExport } from './export-table.ts';
+import { INFLIGHT_BYTES_MAX, INFLIGHT_REQUESTS_MAX, STATUS_BYTES_MAX, ZERO_PIECE_BYTES } from './limits.ts';
+import { Outbox, type SlabPool, type Wire } from './outbox.ts';
+import { NbdRequest, type RequestOwner } from './request.ts';
+
+export interface SessionWorld {
+  readonly exports: ExportTable;
+  readonly slabs: SlabPool;
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly failures: FailureLog;
+  /** The client has chosen an export. */
+  onEstablished(session: Session): void;
+}
+
+type State = 'handshake' | 'serving' | 'refusing' | 'leaving' | 'closed';
+
+const SHUTTING_DOWN: Refusal = { error: Errno.ESHUTDOWN, message: 'the server is shutting down' };
+const FAST_WITHOUT_HOLE: Refusal = { error: Errno.ENOTSUP, message: 'zeroes that take space are not fast' };
+const ZEROES = Buffer.alloc(ZERO_PIECE_BYTES);
+const NOTHING = (): void => {};
+
+export class Session implements HandshakeHost, RequestSink, RequestOwner, ExportUser {
+  readonly #world: SessionWorld;
+  readonly #wire: Wire;
+  readonly #outbox: Outbox;
+  readonly #handshake = new Handshake(this);
+  #state: State = 'handshake';
+  /** Handshake bytes of the present call, to leave together. */
+  #said: Buffer[] = [];
+  #shared: SharedExport | null = null;
+  #image: Image | null = null;
+  #decoder: RequestDecoder | null = null;
+  #structuredReplies = false;
+
+  /** Chunks that wait because an export is being opened or too much is in flight; #at is into the first. */
+  #backlog: Buffer[] = [];
+  #at = 0;
+  #held = false;
+  #paused = false;
+  #streamEnded = false;
+  #stopping = false;
+  #ended = false;
+
+  #free: NbdRequest[] = [];
+  #finished: NbdRequest[] = [];
+  #inflightRequests = 0;
+  #inflightBytes = 0;
+  readonly #flush = (): void => this.#onTurnEnd();
+
+  constructor(world: SessionWorld, wire: Wire) {
+    this.#world = world;
+    this.#wire = wire;
+    this.#outbox = new Outbox(wire, world.slabs, () => this.#onSent());
+  }
+
+  get peer(): string {
+    return this.#wire.peer;
+  }
+  get state(): State {
+    return this.#state;
+  }
+  /** An export is being opened for this client: it waits for us. */
+  get opening(): boolean {
+    return this.#handshake.state === 'opening';
+  }
+
+  start(): void {
+    this.#handshake.start();
+    this.#say();
+  }
+
+  // --- from the wire
+
+  receive(chunk: Buffer): void {
+    if (this.#state === 'closed' || this.#state === 'leaving') return;
+    if (this.#backlog.push(chunk) === 1) this.#consume();
+  }
+
+  /** The peer will send nothing more. It may still read. */
+  streamEnded(): void {
+    this.#streamEnded = true;
+    if (this.#backlog.length === 0) this.#onStreamEnd();
+  }
+
+  /** The connection is gone. What is in flight ends without an answer. */
+  closed(): void {
+    if (this.#state === 'closed') return;
+    this.#state = 'closed';
+    this.#backlog.length = 0;
+    if (this.#shared === null) this.#world.log.debug('client left during the handshake', { peer: this.peer });
+    else this.#world.log.info('client gone', { peer: this.peer, export: this.#shared.name });
+    this.#releaseWhenIdle();
+  }
+
+  // --- from the server
+
+  /** Options and requests are refused from now on; the connection ends when nothing is in flight. */
+  shutDown(): void {
+    this.#stopping = true;
+    this.#handshake.shutDown();
+    this.#refuseAll();
+  }
+
+  exportChanged(lost: boolean): void {
+    if (lost) this.#refuseAll();
+    else if (this.#decoder !== null) this.#decoder.rules.sizeBytes = this.#image!.sizeBytes;
+  }
+
+  // --- handshake
+
+  send(bytes: Buffer): void {
+    this.#said.push(bytes);
+  }
+  exports(): Iterable<ExportTerms> {
+    return this.#world.exports.list();
+  }
+  find(name: string): ExportTerms | null {
+    return this.#world.exports.find(name);
+  }
+
+  open(name: string): void {
+    this.#world.exports.acquire(name, this).then(
+      (shared) => this.#onOpened(shared),
+      (error) => this.#onOpenFailed(name, error),
+    );
+  }
+
+  #onOpened(shared: SharedExport): void {
+    if (this.#state === 'closed' || this.#stopping) {
+      this.#world.exports.release(shared, this);
+      if (this.#state !== 'closed') this.#refuseOpening(OptionReply.ERR_SHUTDOWN, 'the server is shutting down');
+      return;
+    }
+    this.#shared = shared;
+    this.#image = shared.image!;
+    this.#handshake.opened(this.#world.exports.termsOf(shared));
+    this.#say();
+    // The lock may have been lost already.
+    if (!shared.usable) this.#refuseAll();
+    this.#consume();
+  }
+
+  #onOpenFailed(name: string, error: unknown): void {
+    if (!(error instanceof StorageError)) throw error;
+    this.#world.log.warn('opening the export failed', { peer: this.peer, export: name, code: error.code, error });
+    if (this.#state !== 'closed') this.#refuseOpening(replyTypeOf(error), error.message);
+  }
+
+  #refuseOpening(type: number, message: string): void {
+    this.#handshake.refused(type, message);
+    this.#say();
+    this.#consume();
+  }
+
+  established(negotiated: Negotiated): void {
+    this.#structuredReplies = negotiated.structuredReplies;
+    this.#decoder = new RequestDecoder(this, rulesOf(negotiated));
+    this.#state = 'serving';
+    this.#world.log.info('client connected', { peer: this.peer, export: negotiated.terms.name });
+    this.#world.onEstablished(this);
+  }
+
+  ended(reason: string | null): void {
+    if (reason !== null) this.#world.log.warn(`client turned away: ${reason}`, { peer: this.peer });
+    this.#state = 'leaving';
+    this.#say();
+    this.#wire.end();
+  }
+
+  #say(): void {
+    if (this.#said.length === 0) return;
+    this.#wire.write(this.#said, NOTHING);
+    this.#said = [];
+  }
+
+  // --- bytes to requests
+
+  /** Parses the backlog until it is empty or something must be waited for. */
+  #consume(): void {
+    while (this.#backlog.length > 0) {
+      const chunk = this.#backlog[0]!;
+      if (this.#decoder === null) {
+        this.#at += this.#handshake.push(this.#at === 0 ? chunk : chunk.subarray(this.#at));
+        this.#say();
+      } else {
+        this.#held = false;
+        this.#at = this.#decoder.push(chunk, this.#at);
+      }
+      if (this.#state === 'leaving' || this.#state === 'closed') {
+        this.#backlog.length = 0;
+        return;
+      }
+      if (this.#at === chunk.length) {
+        this.#backlog.shift();
+        this.#at = 0;
+      }
+      if (this.#held || this.opening) break;
+    }
+    const waiting = this.#held || this.opening;
+    if (waiting !== this.#paused) {
+      this.#paused = waiting;
+      if (waiting) this.#wire.pause();
+      else this.#wire.resume();
+    }
+    if (this.#streamEnded && this.#backlog.length === 0) this.#onStreamEnd();
+  }
+
+  #onStreamEnd(): void {
+    if (this.#state === 'closed' || this.#state === 'leaving') return;
+    if (this.#decoder === null) {
+      if (this.opening) return;
+      this.#wire.destroy();
+      return;
+    }
+    if (!this.#decoder.atBoundary)
+      this.#world.log.warn('client left in the middle of a request', { peer: this.peer, export: this.#shared!.name });
+    this.#leave();
+  }
+
+  request(header: RequestHeader, payload: Buffer | null): void {
+    if (header.command === Command.DISC) {
+      this.#decoder!.hold();
+      return this.#leave();
+    }
+    if (this.#state === 'refusing') return this.refused(header, SHUTTING_DOWN);
+    const image = this.#image!;
+    const { command, lengthBytes } = header;
+    const request = this.#begin(header, command <= Command.WRITE ? lengthBytes : 0);
+    const fua = (header.flags & CommandFlag.FUA) !== 0;
+    switch (command) {
+      case Command.READ:
+        if (lengthBytes === 0) this.onStep(request);
+        else image.read(header.offset, lengthBytes, request.onRead);
+        return;
+      case Command.WRITE:
+        if (lengthBytes === 0) this.onStep(request);
+        else image.write(header.offset, payload!, fua, request.onDone);
+        return;
+      case Command.FLUSH:
+        image.flush(request.onDone);
+        return;
+      case Command.TRIM:
+        if (lengthBytes === 0) this.onStep(request);
+        else image.zero(header.offset, lengthBytes, fua, request.onDone);
+        return;
+      case Command.WRITE_ZEROES:
+        if ((header.flags & CommandFlag.NO_HOLE) !== 0) this.#writeZeroes(request);
+        else if (lengthBytes === 0) this.onStep(request);
+        else image.zero(header.offset, lengthBytes, fua, request.onDone);
+        return;
+      case Command.CACHE:
+        // Advice: nothing here would make a later read faster.
+        this.onStep(request);
+        return;
+      default:
+        image.status(header.offset, Math.min(lengthBytes, STATUS_BYTES_MAX), request.onStatus);
+    }
+  }
+
+  refused(header: RequestHeader, refusal: Refusal): void {
+    const request = this.#begin(header, 0);
+    request.error = refusal.error;
+    request.message = refusal.message;
+    this.#finish(request);
+  }
+
+  broken(reason: string): void {
+    this.#world.log.warn(`client cut off: ${reason}`, { peer: this.peer, export: this.#shared!.name });
+    this.#wire.destroy();
+  }
+
+  #begin(header: RequestHeader, costBytes: number): NbdRequest {
+    const request = this.#free.pop() ?? new NbdRequest(this);
+    request.begin(header, costBytes);
+    this.#inflightRequests++;
+    this.#inflightBytes += costBytes;
+    if (this.#full()) {
+      this.#held = true;
+      this.#decoder!.hold();
+    }
+    return request;
+  }
+
+  #full(): boolean {
+    return (
+      this.#inflightBytes + this.#outbox.unsentBytes >= INFLIGHT_BYTES_MAX ||
+      this.#inflightRequests >= INFLIGHT_REQUESTS_MAX
+    );
+  }
+
+  // --- results to replies
+
+  onStep(request: NbdRequest): void {
+    if (request.command === Command.WRITE_ZEROES && (request.flags & CommandFlag.NO_HOLE) !== 0)
+      this.#onZeroesWritten(request);
+    else this.#finish(request);
+  }
+
+  onFailure(request: NbdRequest, error: StorageError): void {
+    const { command, offset, lengthBytes } = request;
+    this.#world.failures.record(this.#shared!.name, command, offset, lengthBytes, error);
+    request.error = errnoOf(error);
+    request.message = error.message;
+    this.#finish(request);
+  }
+
+  /** Real zeroes, a bounded piece at a time, so that a request of 4 GiB takes no more memory than one of 4 MiB. */
+  #writeZeroes(request: NbdRequest): void {
+    if ((request.flags & CommandFlag.FAST_ZERO) !== 0) {
+      request.error = FAST_WITHOUT_HOLE.error;
+      request.message = FAST_WITHOUT_HOLE.message;
+      return this.#finish(request);
+    }
+    if (request.lengthBytes === 0) return this.#finish(request);
+    this.#writeZeroPiece(request);
+  }
+
+  #writeZeroPiece(request: NbdRequest): void {
+    const restBytes = request.lengthBytes - request.writtenBytes;
+    const piece = restBytes < ZERO_PIECE_BYTES ? ZEROES.subarray(0, restBytes) : ZEROES;
+    const offset = request.offset + request.writtenBytes;
+    request.writtenBytes += piece.length;
+    // With one piece FUA goes along; with several, a flush follows the last one.
+    const fua = (request.flags & CommandFlag.FUA) !== 0 && piece.length === request.lengthBytes;
+    this.#image!.write(offset, piece, fua, request.onDone);
+  }
+
+  #onZeroesWritten(request: NbdRequest): void {
+    if (request.writtenBytes < request.lengthBytes) return this.#writeZeroPiece(request);
+    const flushNeeded = (request.flags & CommandFlag.FUA) !== 0 && request.lengthBytes > ZERO_PIECE_BYTES;
+    if (!flushNeeded || request.writtenBytes > request.lengthBytes) return this.#finish(request);
+    request.writtenBytes++; // the flush is under way
+    this.#image!.flush(request.onDone);
+  }
+
+  #finish(request: NbdRequest): void {
+    if (this.#finished.push(request) === 1) this.#world.clock.soon(this.#flush);
+  }
+
+  /** The turn is over: everything that has finished is answered with one write. */
+  #onTurnEnd(): void {
+    const finished = this.#finished;
+    const alive = this.#state !== 'closed';
+    for (let index = 0; index < finished.length; index++) {
+      const request = finished[index]!;
+      if (alive) this.#reply(request);
+      this.#inflightRequests--;
+      this.#inflightBytes -= request.costBytes;
+      request.end();
+      this.#free.push(request);
+    }
+    finished.length = 0;
+    if (alive) {
+      this.#outbox.send();
+      this.#goOn();
+    }
+    this.#releaseWhenIdle();
+  }
+
+  #reply(request: NbdRequest): void {
+    const { cookieHigh, cookieLow } = request;
+    const outbox = this.#outbox;
+    if (request.error !== 0) return this.#replyError(request);
+    if (request.command === Command.READ && request.parts !== null) {
+      const slab = outbox.room(OFFSET_DATA_BYTES);
+      const at = outbox.position;
+      outbox.advance(
+        this.#structuredReplies
+          ? writeOffsetData(slab, at, cookieHigh, cookieLow, request.offset, request.lengthBytes)
+          : writeSimpleReply(slab, at, 0, cookieHigh, cookieLow),
+      );
+      const parts = request.parts;
+      for (let index = 0; index < parts.length; index++) outbox.append(parts[index]!);
+      return;
+    }
+    if (request.descriptors !== null) {
+      const { descriptors } = request;
+      const bytes = Buffer.allocUnsafe(blockStatusBytes(descriptors.length));
+      writeBlockStatus(bytes, 0, cookieHigh, cookieLow, BASE_ALLOCATION_ID, descriptors);
+      return outbox.append(bytes);
+    }
+    const slab = outbox.room(Size.CHUNK_HEADER);
+    const at = outbox.position;
+    // Once structured replies are negotiated a READ, even of nothing, must not get a simple one; all others may.
+    const none = this.#structuredReplies && request.command === Command.READ;
+    outbox.advance(
+      none ? writeNone(slab, at, cookieHigh, cookieLow) : writeSimpleReply(slab, at, 0, cookieHigh, cookieLow),
+    );
+  }
+
+  #replyError(request: NbdRequest): void {
+    const { error, cookieHigh, cookieLow } = request;
+    const outbox = this.#outbox;
+    if (this.#structuredReplies) {
+      const message = messageBytes(request.message);
+      const slab = outbox.room(errorChunkBytes(message));
+      outbox.advance(writeErrorChunk(slab, outbox.position, error, cookieHigh, cookieLow, message));
+    } else {
+      const slab = outbox.room(Size.SIMPLE_REPLY);
+      outbox.advance(writeSimpleReply(slab, outbox.position, error, cookieHigh, cookieLow));
+    }
+  }
+
+  #onSent(): void {
+    if (this.#state !== 'closed') this.#goOn();
+  }
+
+  /** Something has left: requests that waited may go, or the connection may end. */
+  #goOn(): void {
+    if (this.#state === 'leaving' || this.#state === 'refusing') {
+      if (this.#inflightRequests === 0) return this.#endConnection();
+    }
+    if (this.#held && !this.#full()) {
+      this.#held = false;
+      this.#consume();
+    }
+  }
+
+  // --- the end
+
+  /** No more requests are read; what is in flight is finished and answered. */
+  #leave(): void {
+    if (this.#state === 'closed') return;
+    this.#state = 'leaving';
+    if (this.#inflightRequests === 0) this.#endConnection();
+  }
+
+  #refuseAll(): void {
+    if (this.#state !== 'serving') return;
+    this.#state = 'refusing';
+    if (this.#inflightRequests === 0) this.#endConnection();
+  }
+
+  #endConnection(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#state = 'leaving';
+    this.#wire.end();
+    this.#releaseWhenIdle();
+  }
+
+  #releaseWhenIdle(): void {
+    if (this.#image === null || this.#inflightRequests > 0) return;
+    if (this.#state !== 'closed' && this.#state !== 'leaving') return;
+    this.#image = null;
+    this.#world.exports.release(this.#shared!, this);
+  }
+}
+
+function replyTypeOf(error: StorageError): number {
+  switch (error.code) {
+    case 'NOT_FOUND':
+      return OptionReply.ERR_UNKNOWN;
+    case 'UNAVAILABLE':
+      return OptionReply.ERR_SHUTDOWN;
+    default:
+      return OptionReply.ERR_POLICY;
+  }
+}
