@@ -1,0 +1,32 @@
+// The master's own times and counts; those that others rely on stand in proto/limits.ts.
+
+import assert from 'node:assert/strict';
+import { DOWN_AFTER_MS, HEARTBEAT_MS } from '../../proto/limits.ts';
+
+/** How often silence, reports and waiting are looked at. Bounds how late "down" is noticed. */
+export const TICK_MS = 500;
+
+/** A lock is granted when all up daemons obey its fence; a dead one is marked down before this, a mute one is named. */
+export const FENCE_ACK_MS = 6_000;
+
+/** A reported daemon whose last heartbeat is older than this is mute to the master too: the report is believed. */
+export const MUTE_MS = 1.5 * HEARTBEAT_MS;
+/** Reports of one reporter further apart than this are not one continuous complaint. */
+export const COMPLAINT_GAP_MS = 3_000;
+/** One reporter alone must complain for this long about a daemon that the master hears well. */
+export const COMPLAINT_MS = DOWN_AFTER_MS;
+/** A daemon marked down although the master heard it comes back after this, twice as long each time, up to the most. */
+export const HOLD_MS = 5_000;
+export const HOLD_MOST_MS = 300_000;
+/** The hold starts again at HOLD_MS when nobody complained successfully for this long. */
+export const HOLD_FORGET_MS = 600_000;
+
+/** After a restart of the master, daemons that were up and sessions that hold locks have this long to come back. */
+export const GRACE_MS = DOWN_AFTER_MS;
+
+/** Longest names of images, pools, failure domains, sessions and hosts, in characters. */
+export const NAME_LENGTH_MAX = 256;
+/** PGs a new pool may have: a full map must fit in one message. */
+export const POOL_PGS_MAX = 16_384;
+
+assert(FENCE_ACK_MS > DOWN_AFTER_MS + TICK_MS);

@@ -1,0 +1,449 @@
+// The master's core: it keeps the storage map, and decides who holds what.
+//
+//   carriers (gRPC, simulator) ──handle()──> operations ──> commits.ts ──> durable ──> publisher.ts ──> subscribers
+//                              ──subscribe()──> presence.ts (daemons), sessions.ts (clients)
+//   a tick looks for silence: down, out, and back
+//
+// Heartbeats, reports and liveness stay in memory; everything that anybody may rely on is durable before it is said.
+// This file knows neither gRPC nor SQLite; what a change means is in intervals.ts, planner.ts and directory.ts.
+
+import type {
+  ControlMethod,
+  ControlReply,
+  ControlRequest,
+  ControlService,
+  PgInterval,
+  Subscriber,
+  Subscription,
+  SubscriptionEvents,
+} from '../../proto/control.ts';
+import { StorageError } from '../../proto/errors.ts';
+import type { DaemonId, Epoch, PgId, SessionId } from '../../proto/ids.ts';
+import type { KeyValueStore } from '../../proto/kv.ts';
+import { OUT_AFTER_MS } from '../../proto/limits.ts';
+import type { DaemonEntry, StorageMap } from '../../proto/map.ts';
+import type { Clock, Log, Random, Timer } from '../../proto/ports.ts';
+import { Commits, type Operation } from './commits.ts';
+import { createImage, createPool, imageOf, inUse, removeImage, resizeImage } from './directory.ts';
+import { activated, cleaned, type PgRecord, waitForOf } from './intervals.ts';
+import { TICK_MS } from './limits.ts';
+import { Planner } from './planner.ts';
+import { complain, isHeld, isSilent, Presences } from './presence.ts';
+import { Publisher } from './publisher.ts';
+import { registerDaemon, setDaemon } from './registry.ts';
+import { FenceWait, Sessions } from './sessions.ts';
+import { type Change, loadState, type State } from './state.ts';
+import { clusterStatus, reportOf } from './status.ts';
+
+export interface MasterOptions {
+  readonly clock: Clock;
+  readonly log: Log;
+  readonly random: Random;
+  /** Owned by the master from now on: close() closes it. */
+  readonly kv: KeyValueStore;
+  /** A daemon that is down for so long goes out. */
+  readonly outAfterMs?: number;
+  /** The master must not go on: its store failed, is older than what the daemons have seen, or has another master. */
+  readonly onFatal: (error: Error) => void;
+}
+
+type Handlers = { [M in ControlMethod]: (request: ControlRequest<M>) => Promise<ControlReply<M>> };
+
+export class Master implements ControlService {
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #kv: KeyValueStore;
+  readonly #outAfterMs: number;
+  readonly #onFatal: (error: Error) => void;
+  readonly #state: State;
+  readonly #planner: Planner;
+  readonly #publisher: Publisher;
+  readonly #commits: Commits;
+  readonly #presences = new Presences();
+  readonly #sessions: Sessions;
+  readonly #fences: FenceWait;
+  /** The most (object, member) pairs that were missing since it was last none. */
+  #missingPeak = 0;
+  #reportsChanged = false;
+  #tick: Timer;
+  #closed = false;
+
+  /** Reads what the store holds, or founds a cluster in an empty one. */
+  static async open(options: MasterOptions): Promise<Master> {
+    return new Master(options, await loadState(options.kv, uuid(options.random)));
+  }
+
+  private constructor(options: MasterOptions, state: State) {
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#kv = options.kv;
+    this.#outAfterMs = options.outAfterMs ?? OUT_AFTER_MS;
+    this.#onFatal = options.onFatal;
+    this.#state = state;
+    this.#planner = new Planner(state);
+    this.#publisher = new Publisher(options.clock, state.map());
+    this.#sessions = new Sessions(options.clock);
+    this.#fences = new FenceWait(options.clock, (epoch) => this.#laggards(epoch));
+    this.#commits = new Commits(options.clock, options.kv, state, {
+      settle: (change) => this.#planner.settle(change),
+      committed: (update) => {
+        if (update !== null) this.#publisher.publish(update);
+        this.#fences.check();
+      },
+      fatal: (error) => this.#fail(error),
+    });
+    const now = this.#clock.now();
+    for (const { entry } of state.daemons.values()) this.#presences.of(entry.id, entry.bootId, now);
+    this.#tick = this.#clock.after(TICK_MS, () => this.#onTick());
+  }
+
+  /** What was last published. */
+  get map(): StorageMap {
+    return this.#publisher.map;
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#tick.cancel();
+    await this.#commits.stop(new StorageError('UNAVAILABLE', 'the master is shutting down'));
+    this.#publisher.dismissAll('the master is shutting down');
+    await this.#kv.close();
+  }
+
+  handle<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
+    return this.#handlers[method](request);
+  }
+
+  subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription {
+    if (this.#closed) throw new StorageError('UNAVAILABLE', 'the master is shutting down');
+    if (subscriber.epoch > this.#state.epoch)
+      throw new StorageError(
+        'IDENTITY',
+        `the subscriber has seen map epoch ${subscriber.epoch}, this master is at ${this.#state.epoch}: its store is an old copy`,
+      );
+    return subscriber.role === 'daemon'
+      ? this.#subscribeDaemon(subscriber, events)
+      : this.#subscribeClient(subscriber.session, subscriber.epoch, events);
+  }
+
+  readonly #handlers: Handlers = {
+    register: (request) => this.#register(request),
+    heartbeat: (request) => this.#heartbeat(request),
+    activate: (request) => this.#mark('activate', request),
+    clean: (request) => this.#mark('clean', request),
+    preferPrimary: (request) => this.#submit((change) => preferPrimary(change, request)),
+    reportFailure: (request) => this.#reportFailure(request),
+    openSession: async ({ name }) => {
+      const session = await this.#submit((change) => change.number('session'));
+      this.#sessions.opened(session, name);
+      return { clusterId: this.#state.clusterId, session };
+    },
+    lockImage: (request) => this.#lockImage(request),
+    unlockImage: ({ session, image }) => this.#submit((change) => unlockImage(change, session, image)),
+    createPool: (request) => this.#submit((change) => createPool(change, request)),
+    createImage: (request) => this.#submit((change) => createImage(change, request)),
+    resizeImage: (request) => this.#submit((change) => resizeImage(change, request)),
+    removeImage: (request) => this.#removeImage(request),
+    setDaemon: (request) => this.#submit((change) => setDaemon(change, request)),
+    status: async () => {
+      this.#watchRecovery();
+      return clusterStatus({
+        state: this.#state,
+        presences: this.#presences,
+        missingPeak: this.#missingPeak,
+        now: this.#clock.now(),
+        isAlive: (session) => this.#sessions.isAlive(session),
+      });
+    },
+  };
+
+  // --- storage daemons ---
+
+  async #register(request: ControlRequest<'register'>): Promise<ControlReply<'register'>> {
+    if (request.newestEpoch > this.#state.epoch) {
+      const error = new StorageError(
+        'IDENTITY',
+        `daemon ${request.uuid} has seen map epoch ${request.newestEpoch}, this master's store ends at ${this.#state.epoch}: it is an old copy and must not be served from; put the newest store back`,
+      );
+      if (request.clusterId === this.#state.clusterId) this.#fail(error);
+      throw error;
+    }
+    await this.#oldProcessGone(request.uuid, request.bootId);
+    const id = await this.#submit((change) => registerDaemon(change, request));
+    this.#presences.of(id, request.bootId, this.#clock.now());
+    return { clusterId: this.#state.clusterId, id, epoch: this.#state.epoch };
+  }
+
+  /**
+   * A new process of a directory whose old process is still subscribed: either the old one has just died and its
+   * connection is about to break, or both live. Waits until it is plain which; a heartbeat of the old one decides.
+   */
+  async #oldProcessGone(daemonUuid: string, bootId: string): Promise<void> {
+    const known = [...this.#state.daemons.values()].find(({ entry }) => entry.uuid === daemonUuid);
+    if (known === undefined) return;
+    const presence = this.#presences.get(known.entry.id);
+    const old = presence?.stream ?? null;
+    if (presence === undefined || old === null || presence.bootId === bootId) return;
+    const heardAt = presence.heardAt;
+    while (presence.stream === old && !isSilent(presence, this.#clock.now())) {
+      if (presence.heardAt > heardAt)
+        throw new StorageError(
+          'IDENTITY',
+          `daemon ${known.entry.id} (${daemonUuid}) is already running at ${known.entry.address}: one process per directory`,
+        );
+      await new Promise<void>((resolve) => this.#clock.after(TICK_MS / 5, resolve));
+    }
+  }
+
+  #subscribeDaemon(
+    subscriber: { id: DaemonId; bootId: string; epoch: Epoch },
+    events: SubscriptionEvents,
+  ): Subscription {
+    const { id, bootId } = subscriber;
+    this.#refuseStranger(id, bootId);
+    const now = this.#clock.now();
+    const presence = this.#presences.of(id, bootId, now);
+    const stream = this.#publisher.follow(subscriber.epoch, events);
+    if (presence.stream !== null) this.#publisher.dismiss(presence.stream, 'replaced by a newer subscription');
+    presence.stream = stream;
+    presence.heardAt = now;
+    this.#background('mark a daemon up', (change) => this.#markUp(change, id, bootId));
+    return {
+      close: () => {
+        this.#publisher.leave(stream);
+        if (presence.stream !== stream) return;
+        presence.stream = null;
+        if (this.#closed) return;
+        this.#background('mark a daemon down', (change) => {
+          if (presence.stream === null) this.#markDown(change, id, bootId, 'its connection to the master broke');
+        });
+      },
+    };
+  }
+
+  async #heartbeat(request: ControlRequest<'heartbeat'>): Promise<ControlReply<'heartbeat'>> {
+    const { id, bootId } = request;
+    this.#refuseStranger(id, bootId);
+    const now = this.#clock.now();
+    const presence = this.#presences.of(id, bootId, now);
+    presence.heardAt = now;
+    presence.space = request.space;
+    for (const report of request.pgs) presence.reports.set(report.pg, report);
+    if (request.pgs.length > 0) this.#reportsChanged = true;
+    if (request.epoch > presence.ackedEpoch) {
+      presence.ackedEpoch = request.epoch;
+      this.#fences.check();
+    }
+    return { epoch: this.#state.epoch };
+  }
+
+  async #mark(
+    method: 'activate' | 'clean',
+    request: { id: DaemonId; bootId: string; pgs: PgInterval[] },
+  ): Promise<{ accepted: PgId[] }> {
+    const accepted = await this.#submit((change) => {
+      const daemon = change.daemons.get(request.id)?.entry;
+      if (daemon === undefined || daemon.bootId !== request.bootId) return [];
+      const pgs: PgId[] = [];
+      for (const interval of request.pgs) {
+        const record = change.pgs.get(interval.pg);
+        if (record === undefined || !isPrimaryOf(record, interval, daemon, change)) continue;
+        if (method === 'clean' && !record.activated) continue;
+        change.pgs.set(record.pg, method === 'activate' ? activated(record) : cleaned(record));
+        pgs.push(record.pg);
+      }
+      return pgs;
+    });
+    return { accepted };
+  }
+
+  async #reportFailure(request: ControlRequest<'reportFailure'>): Promise<Record<string, never>> {
+    const { daemon, bootId, reporter } = request;
+    const presence = this.#presences.get(daemon);
+    if (presence === undefined || presence.bootId !== bootId || !this.#isUp(daemon)) return {};
+    const isReporter = (id: DaemonId): boolean => id !== daemon && this.#isUp(id);
+    const why = complain(presence, reporter, isReporter, this.#clock.now());
+    if (why === null) return {};
+    await this.#submit((change) => this.#markDown(change, daemon, bootId, `${why} (${request.reason})`));
+    return {};
+  }
+
+  #refuseStranger(id: DaemonId, bootId: string): void {
+    const record = this.#state.daemons.get(id);
+    if (record === undefined) throw new StorageError('IDENTITY', `no daemon has the number ${id}: register first`);
+    if (record.entry.bootId !== bootId)
+      throw new StorageError(
+        'IDENTITY',
+        `daemon ${id} is another process (boot ${record.entry.bootId}): register first`,
+      );
+  }
+
+  // --- liveness ---
+
+  #isUp(id: DaemonId): boolean {
+    return this.#state.daemons.get(id)?.entry.up ?? false;
+  }
+
+  #markUp(change: Change, id: DaemonId, bootId: string): void {
+    const record = change.daemons.get(id);
+    const presence = this.#presences.get(id);
+    if (record === undefined || presence === undefined || record.entry.bootId !== bootId) return;
+    if (presence.stream === null || isHeld(presence, this.#clock.now())) return;
+    const outBy = record.outBy === 'operator' ? 'operator' : '';
+    if (record.entry.up && record.outBy === outBy) return;
+    change.daemons.set(id, { entry: { ...record.entry, up: true, in: outBy === '' }, outBy });
+    this.#log.info('daemon is up', { daemon: id, address: record.entry.address });
+  }
+
+  #markDown(change: Change, id: DaemonId, bootId: string, why: string): void {
+    const record = change.daemons.get(id);
+    if (record === undefined || !record.entry.up || record.entry.bootId !== bootId) return;
+    change.daemons.set(id, { ...record, entry: { ...record.entry, up: false } });
+    const presence = this.#presences.get(id);
+    if (presence !== undefined) {
+      presence.downAt = this.#clock.now();
+      presence.reports.clear();
+    }
+    this.#log.warn('daemon is down', { daemon: id, why });
+  }
+
+  #onTick(): void {
+    this.#tick = this.#clock.after(TICK_MS, () => this.#onTick());
+    this.#watchRecovery();
+    const now = this.#clock.now();
+    for (const { entry, outBy } of this.#state.daemons.values()) {
+      const presence = this.#presences.of(entry.id, entry.bootId, now);
+      const { id, bootId } = entry;
+      if (entry.up) {
+        if (isSilent(presence, now))
+          this.#background('mark a daemon down', (change) => this.#markDown(change, id, bootId, 'no heartbeat'));
+      } else if (presence.stream !== null && !isSilent(presence, now) && !isHeld(presence, now)) {
+        this.#background('mark a daemon up', (change) => this.#markUp(change, id, bootId));
+      } else if (outBy === '' && now - presence.downAt >= this.#outAfterMs) {
+        this.#background('put a daemon out', (change) => this.#markOut(change, id));
+      }
+    }
+  }
+
+  /** Keeps the peak that progress is told against. */
+  #watchRecovery(): void {
+    if (!this.#reportsChanged) return;
+    this.#reportsChanged = false;
+    let missing = 0;
+    for (const record of this.#state.pgs.values()) missing += reportOf(record, this.#presences)?.missing ?? 0;
+    this.#missingPeak = missing === 0 ? 0 : Math.max(this.#missingPeak, missing);
+  }
+
+  #markOut(change: Change, id: DaemonId): void {
+    const record = change.daemons.get(id);
+    if (record === undefined || record.entry.up || record.outBy !== '') return;
+    change.daemons.set(id, { entry: { ...record.entry, in: false }, outBy: 'down' });
+    this.#log.warn('daemon is out: its data is copied elsewhere', { daemon: id });
+  }
+
+  // --- clients ---
+
+  #subscribeClient(session: SessionId, epoch: Epoch, events: SubscriptionEvents): Subscription {
+    if (session < 1 || session >= this.#state.counters.session)
+      throw new StorageError('IDENTITY', `session ${session} was not opened here`);
+    const stream = this.#publisher.follow(epoch, events);
+    const replaced = this.#sessions.subscribed(session, stream);
+    if (replaced !== null) this.#publisher.dismiss(replaced, 'replaced by a newer subscription');
+    return {
+      close: () => {
+        this.#publisher.leave(stream);
+        this.#sessions.unsubscribed(session, stream);
+      },
+    };
+  }
+
+  async #lockImage(request: ControlRequest<'lockImage'>): Promise<ControlReply<'lockImage'>> {
+    const { session, image, takeOver } = request;
+    const lock = await this.#submit((change) => {
+      if (!this.#sessions.isSubscribed(session))
+        throw new StorageError('UNAVAILABLE', `session ${session} is not subscribed to the map: subscribe, then lock`);
+      const record = imageOf(change, image);
+      if (record.owner === session) return { fence: record.entry.fence, fencedAt: record.fencedAt };
+      if (record.owner !== 0 && !takeOver && this.#sessions.isAlive(record.owner))
+        throw inUse(record.entry.name, record.owner, record.ownerName);
+      const fence = record.entry.fence + 1;
+      const ownerName = this.#sessions.nameOf(session);
+      const fencedAt = change.nextEpoch;
+      change.images.set(image, { entry: { ...record.entry, fence }, owner: session, ownerName, fencedAt });
+      this.#log.info('image is locked', { image, fence, session, owner: ownerName });
+      return { fence, fencedAt };
+    });
+    await this.#fences.until(lock.fencedAt);
+    return { fence: lock.fence, epoch: lock.fencedAt };
+  }
+
+  async #removeImage(request: ControlRequest<'removeImage'>): Promise<Record<string, never>> {
+    const fencedAt = await this.#submit((change) => {
+      removeImage(change, request, (session) => this.#sessions.isAlive(session));
+      return change.images.get(request.image)?.fencedAt ?? 0;
+    });
+    await this.#fences.until(fencedAt);
+    return {};
+  }
+
+  /** Up daemons that may still accept an older fence than that of `epoch`. */
+  #laggards(epoch: Epoch): string[] {
+    const names: string[] = [];
+    for (const { entry } of this.#state.daemons.values())
+      if (entry.up && (this.#presences.get(entry.id)?.ackedEpoch ?? 0) < epoch) names.push(`daemon ${entry.id}`);
+    return names;
+  }
+
+  // --- commits ---
+
+  #submit<T>(operation: Operation<T>): Promise<T> {
+    return this.#commits.submit(operation);
+  }
+
+  /** For changes that nobody waits for: if the master stops before they are made, they are moot. */
+  #background(what: string, operation: Operation<void>): void {
+    this.#commits.submit(operation).catch((error: unknown) => this.#log.debug(`could not ${what}`, { error }));
+  }
+
+  #fail(error: Error): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#tick.cancel();
+    this.#log.error('the master stops', { error });
+    this.#publisher.dismissAll(`the master has stopped: ${error.message}`);
+    void this.#commits.stop(new StorageError('UNAVAILABLE', `the master has stopped: ${error.message}`));
+    this.#onFatal(error);
+  }
+}
+
+function isPrimaryOf(record: PgRecord, interval: PgInterval, daemon: DaemonEntry, change: Change): boolean {
+  return (
+    record.since === interval.since &&
+    record.acting[0] === daemon.id &&
+    waitForOf(record).length === 0 &&
+    !change.rebooted.has(daemon.id)
+  );
+}
+
+function preferPrimary(change: Change, request: ControlRequest<'preferPrimary'>): Record<string, never> {
+  const record = change.pgs.get(request.pg);
+  if (record === undefined) throw new StorageError('NOT_FOUND', 'no such PG');
+  if (record.since !== request.since || !record.acting.includes(request.daemon))
+    throw new StorageError('STALE', 'the PG has a newer interval');
+  change.pgs.set(record.pg, { ...record, prefer: request.daemon });
+  return {};
+}
+
+function unlockImage(change: Change, session: SessionId, image: number): Record<string, never> {
+  const record = change.images.get(image);
+  if (record !== undefined && record.owner === session)
+    change.images.set(image, { ...record, owner: 0, ownerName: '' });
+  return {};
+}
+
+function uuid(random: Random): string {
+  const hex = Array.from({ length: 4 }, () => random.u32().toString(16).padStart(8, '0')).join('');
+  const variant = '89ab'[random.u32() % 4];
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-4${hex.slice(13, 16)}-${variant}${hex.slice(17, 20)}-${hex.slice(20)}`;
+}
