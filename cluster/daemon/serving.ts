@@ -12,7 +12,7 @@
 import { firstMismatch } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op, replyTo } from '../../proto/frame.ts';
-import { type DaemonId, type ObjectKey, objectKey } from '../../proto/ids.ts';
+import { type DaemonId, type ObjectKey, objectKey, sameVersion, VERSION_ZERO } from '../../proto/ids.ts';
 import { EntryOp, type LogEntry } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
 import type { Interval } from './interval.ts';
@@ -134,6 +134,8 @@ export class Serving {
       if (daemon.fullPeers.size > 0 && this.#interval.others.some((id) => daemon.fullPeers.has(id)))
         return refuse(request, 'NO_SPACE', daemon.epoch);
     }
+    else if (!this.#busy.has(key) && sameVersion(daemon.store.objectVersion(frame.image, frame.object), VERSION_ZERO))
+      return this.#acknowledgeLogged(request); // nothing to remove, here or at any member
     const deletes = frame.op === Op.DELETE;
     const entry: LogEntry = {
       pg: frame.pg,
@@ -175,18 +177,22 @@ export class Serving {
       write.request = request;
       return true;
     }
-    const durable = (frame.flags & Flag.FUA) !== 0 || this.#interval.pool.durability === 'sync';
-    if (!durable) this.#acknowledge(request);
-    else
-      this.syncMembers((done) => {
-        if (done) this.#acknowledge(request);
-        else refuse(request, 'UNAVAILABLE', this.#daemon.epoch);
-      });
+    this.#acknowledgeLogged(request);
     return true;
   }
 
+  /** Answers a request whose effect is in every member's log already; durable first, if it must be. */
+  #acknowledgeLogged(request: Request): void {
+    if ((request.frame.flags & Flag.FUA) === 0 && this.#interval.pool.durability === 'flush')
+      return this.#acknowledge(request);
+    this.#syncMembers((done) => {
+      if (done) this.#acknowledge(request);
+      else refuse(request, 'UNAVAILABLE', this.#daemon.epoch);
+    });
+  }
+
   /** Puts everything logged so far on stable storage of all members. */
-  syncMembers(done: (synced: boolean) => void): void {
+  #syncMembers(done: (synced: boolean) => void): void {
     let awaited = this.#interval.others.length + 1;
     const one = (synced: boolean): void => {
       if (!synced) {

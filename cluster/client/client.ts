@@ -1,0 +1,149 @@
+// A client of the pool: a session with the master, the newest map, and open images.
+//
+//   PoolClient -> ObjectRouter -> DaemonLink per daemon
+//        \-> PoolImage per open image
+//
+// While the master is away everything goes on with the last map; the subscription is renewed when it is back.
+
+import type { ControlLink, Subscription } from '../../proto/control.ts';
+import { StorageError } from '../../proto/errors.ts';
+import type { Epoch } from '../../proto/ids.ts';
+import { applyUpdate, type ImageEntry, type MapUpdate, type StorageMap } from '../../proto/map.ts';
+import type { Clock, Log, Network } from '../../proto/ports.ts';
+import type { Image, ImageClient } from './image.ts';
+import { ObjectRouter } from './object-router.ts';
+import { PoolImage } from './pool-image.ts';
+
+const MASTER_RETRY_MS = 300;
+
+export interface ClientPorts {
+  readonly clock: Clock;
+  readonly network: Network;
+  readonly control: ControlLink;
+  readonly log: Log;
+  /** What `status` calls this client. */
+  readonly name: string;
+  /** Machine it runs on, as in DaemonEntry.host. */
+  readonly host: string;
+  /** Unique to this process. */
+  readonly clientId: string;
+}
+
+export class PoolClient implements ImageClient {
+  readonly router: ObjectRouter;
+  readonly #ports: ClientPorts;
+  readonly #open = new Map<number, Set<PoolImage>>();
+  #mapWaiters: { wanted: (map: StorageMap) => boolean; resolve: (map: StorageMap) => void }[] = [];
+  #subscription: Subscription | null = null;
+  #stopped = false;
+
+  constructor(ports: ClientPorts) {
+    this.#ports = ports;
+    this.router = new ObjectRouter(ports.clock, ports.network, ports.log, ports.host, ports.clientId);
+  }
+
+  get map(): StorageMap | null {
+    return this.router.map;
+  }
+
+  /** Opens the session and waits for the first map. Rejects with UNAVAILABLE if the master can't be reached. */
+  async start(): Promise<void> {
+    const { session } = await this.#ports.control.call('openSession', { name: this.#ports.name });
+    this.router.session = session;
+    this.#subscribe();
+    await this.mapWhere(() => true);
+  }
+
+  images(): ImageEntry[] {
+    const entries = [...(this.map?.images.values() ?? [])].filter((image) => image.state === 'ready');
+    return entries.sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  /** The image of this name. Throws NOT_FOUND. */
+  imageByName(name: string): ImageEntry {
+    const entry = this.images().find((image) => image.name === name);
+    if (entry === undefined) throw new StorageError('NOT_FOUND', `there is no image "${name}"`);
+    return entry;
+  }
+
+  async open(name: string, options: { readOnly: boolean; takeOver: boolean }): Promise<Image> {
+    return this.openImage(this.imageByName(name), options);
+  }
+
+  async openImage(entry: ImageEntry, options: { readOnly: boolean; takeOver: boolean }): Promise<PoolImage> {
+    const { control, clock } = this.#ports;
+    const { session } = this.router;
+    let fence = 0;
+    let current = entry;
+    if (!options.readOnly) {
+      const lock = await control.call('lockImage', { session, image: entry.id, takeOver: options.takeOver });
+      fence = lock.fence;
+      const map = await this.mapWhere((m) => m.epoch >= lock.epoch);
+      current = map.images.get(entry.id) ?? entry;
+    }
+    const image: PoolImage = new PoolImage(clock, this.router, current, {
+      readOnly: options.readOnly,
+      fence,
+      unlock: async () => {
+        this.#open.get(entry.id)?.delete(image);
+        if (fence !== 0) await control.call('unlockImage', { session, image: entry.id });
+      },
+    });
+    const same = this.#open.get(entry.id) ?? new Set();
+    this.#open.set(entry.id, same.add(image));
+    return image;
+  }
+
+  /** The first map, from now on, that `wanted` accepts. */
+  mapWhere(wanted: (map: StorageMap) => boolean): Promise<StorageMap> {
+    if (this.map !== null && wanted(this.map)) return Promise.resolve(this.map);
+    return new Promise((resolve) => this.#mapWaiters.push({ wanted, resolve }));
+  }
+
+  /** Ends the session without flushing: close the images first. */
+  async close(): Promise<void> {
+    this.#stopped = true;
+    this.#subscription?.close();
+    this.router.stop();
+  }
+
+  #subscribe(): void {
+    if (this.#stopped) return;
+    const epoch: Epoch = this.map?.epoch ?? 0;
+    this.#subscription = this.#ports.control.subscribe(
+      { role: 'client', session: this.router.session, epoch },
+      {
+        onUpdate: (update) => this.#onUpdate(update),
+        onClose: (reason) => {
+          this.#subscription = null;
+          if (this.#stopped) return;
+          this.#ports.log.warn('lost the master, going on with the last map', { why: reason, epoch: this.map?.epoch });
+          this.#ports.clock.after(MASTER_RETRY_MS, () => this.#subscribe());
+        },
+      },
+    );
+  }
+
+  #onUpdate(update: MapUpdate): void {
+    if (this.#stopped) return;
+    let map: StorageMap;
+    try {
+      map = applyUpdate(this.map, update);
+    } catch (error) {
+      this.#ports.log.warn('map update does not fit, asking for the whole map', { why: String(error) });
+      this.#subscription?.close();
+      this.router.map = null;
+      this.#ports.clock.after(MASTER_RETRY_MS, () => this.#subscribe());
+      return;
+    }
+    if (map === this.map) return;
+    this.router.onMap(map);
+    for (const [id, images] of this.#open) for (const image of images) image.onMap(map.images.get(id));
+    const waiters = this.#mapWaiters;
+    this.#mapWaiters = [];
+    for (const waiter of waiters) {
+      if (waiter.wanted(map)) waiter.resolve(map);
+      else this.#mapWaiters.push(waiter);
+    }
+  }
+}

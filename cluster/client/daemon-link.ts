@@ -1,0 +1,84 @@
+// The client's connection to one daemon process, and the object operations in flight on it.
+
+import { codeOfStatus } from '../../proto/errors.ts';
+import { type Frame, newFrame, Op } from '../../proto/frame.ts';
+import type { DaemonEntry } from '../../proto/map.ts';
+import { encodeHello, type Hello } from '../../proto/peer-messages.ts';
+import type { Connection, ConnectionEvents, Network } from '../../proto/ports.ts';
+
+/** Whoever waits for a daemon's answer; one of the two is called, once, unless the operation was taken back. */
+export interface ReplyHandler {
+  onReply(reply: Frame, link: DaemonLink): void;
+  onLost(link: DaemonLink): void;
+}
+
+export class DaemonLink implements ConnectionEvents {
+  readonly entry: DaemonEntry;
+  readonly #onLost: (link: DaemonLink, reason: string) => void;
+  readonly #connection: Connection;
+  readonly #waiting = new Map<number, ReplyHandler>();
+  #nextRequest = 1;
+  #over = false;
+
+  constructor(
+    network: Network,
+    entry: DaemonEntry,
+    local: boolean,
+    hello: Hello,
+    onLost: (link: DaemonLink, reason: string) => void,
+  ) {
+    this.entry = entry;
+    this.#onLost = onLost;
+    this.#connection = network.connect(local && entry.unixAddress !== '' ? entry.unixAddress : entry.address, this);
+    const frame = newFrame(Op.HELLO);
+    frame.meta = encodeHello(hello);
+    this.#connection.send(frame);
+  }
+
+  get over(): boolean {
+    return this.#over;
+  }
+
+  /** Sends `frame` with a request number of its own, which it returns. */
+  send(frame: Frame, handler: ReplyHandler): number {
+    const request = this.#nextRequest;
+    this.#nextRequest = request === 0xffffffff ? 1 : request + 1;
+    frame.request = request;
+    this.#waiting.set(request, handler);
+    this.#connection.send(frame);
+    return request;
+  }
+
+  /** Nobody wants the answer to this request any more. */
+  forget(request: number): void {
+    this.#waiting.delete(request);
+  }
+
+  onFrame(reply: Frame): void {
+    if (reply.op === Op.HELLO) {
+      if (reply.status !== 0)
+        this.end(`${codeOfStatus(reply.status)}: ${reply.meta?.toString('utf8') ?? 'no reason given'}`);
+      return;
+    }
+    const handler = this.#waiting.get(reply.request);
+    // An answer to a forgotten request is normal: the request went elsewhere meanwhile.
+    if (handler === undefined) return;
+    if (reply.op !== Op.LIST || reply.status !== 0) this.#waiting.delete(reply.request);
+    handler.onReply(reply, this);
+  }
+
+  onClose(reason: string): void {
+    this.end(reason);
+  }
+
+  /** Closes it and tells everybody who waits. */
+  end(reason: string): void {
+    if (this.#over) return;
+    this.#over = true;
+    this.#connection.close();
+    const handlers = [...this.#waiting.values()];
+    this.#waiting.clear();
+    for (const handler of handlers) handler.onLost(this);
+    this.#onLost(this, reason);
+  }
+}

@@ -1,0 +1,249 @@
+// An open image on the pool: cuts requests into extents of objects, keeps changes of the same blocks in order, and
+// remembers what is not flushed.
+//
+//   write -> extents -> Mutation each (block lock, read-modify-write) -> ObjectRouter -> Unflushed
+//   read  -> extents -> ObjectOp each -> parts in order
+//
+// What a caller sees is described in image.ts.
+
+import { StorageError } from '../../proto/errors.ts';
+import { Op } from '../../proto/frame.ts';
+import type { ObjectKey } from '../../proto/ids.ts';
+import { REPLAY_BYTES_MAX } from '../../proto/limits.ts';
+import type { ImageEntry } from '../../proto/map.ts';
+import type { Clock } from '../../proto/ports.ts';
+import { extentsOf, type ObjectExtent } from '../../proto/striping.ts';
+import { BlockLocks } from './block-locks.ts';
+import { type FlushedImage, Flusher } from './flusher.ts';
+import type { Done, Image, ReadDone, StatusDone } from './image.ts';
+import { Mutation, type MutationOwner } from './mutation.ts';
+import { ObjectOp, type OpOwner } from './object-op.ts';
+import type { ObjectRouter } from './object-router.ts';
+import { ReadRequest } from './read-request.ts';
+import { StatusRequest } from './status-request.ts';
+import { Unflushed } from './unflushed.ts';
+
+export class PoolImage implements Image, FlushedImage {
+  readonly readOnly: boolean;
+  readonly fence: number;
+  onChange: ((lost: boolean) => void) | null = null;
+  readonly #clock: Clock;
+  readonly #router: ObjectRouter;
+  readonly #unlock: () => Promise<void>;
+  #entry: ImageEntry;
+  readonly #locks = new BlockLocks();
+  readonly #unflushed = new Unflushed();
+  readonly #flusher: Flusher;
+  /** Changes that have their lock or wait for it. */
+  #changing = 0;
+  /** New changes wait: a replay needs to be alone, or too much is unflushed. */
+  #held: Mutation[] = [];
+  #holds = 0;
+  #idle: (() => void) | null = null;
+  #backPressure = false;
+  #failure: StorageError | null = null;
+  #closed = false;
+
+  constructor(
+    clock: Clock,
+    router: ObjectRouter,
+    entry: ImageEntry,
+    options: { readOnly: boolean; fence: number; unlock: () => Promise<void> },
+  ) {
+    this.#clock = clock;
+    this.#router = router;
+    this.#entry = entry;
+    this.readOnly = options.readOnly;
+    this.fence = options.fence;
+    this.#unlock = options.unlock;
+    this.#flusher = new Flusher(clock, router, this, this.#unflushed);
+  }
+
+  get name(): string {
+    return this.#entry.name;
+  }
+  get id(): number {
+    return this.#entry.id;
+  }
+  get sizeBytes(): number {
+    return this.#entry.sizeBytes;
+  }
+  get order(): number {
+    return this.#entry.order;
+  }
+  get failure(): StorageError | null {
+    return this.#failure;
+  }
+
+  read(offset: number, length: number, done: ReadDone): void {
+    const why = this.#invalid(offset, length);
+    if (why !== null) return this.#clock.soon(() => done(why, null));
+    if (length === 0) return this.#clock.soon(() => done(null, []));
+    new ReadRequest(this, extentsOf(this.#entry, offset, length), done).begin();
+  }
+
+  write(offset: number, data: Buffer, fua: boolean, done: Done): void {
+    this.#change(offset, data.length, data, fua, done);
+  }
+
+  zero(offset: number, length: number, fua: boolean, done: Done): void {
+    this.#change(offset, length, null, fua, done);
+  }
+
+  flush(done: Done): void {
+    this.#flusher.flush(done);
+  }
+
+  status(offset: number, length: number, done: StatusDone): void {
+    const why = this.#invalid(offset, length);
+    if (why !== null) return this.#clock.soon(() => done(why, null));
+    new StatusRequest(this, extentsOf(this.#entry, offset, length), done).begin();
+  }
+
+  close(done: Done): void {
+    if (this.#closed) return this.#clock.soon(() => done(null));
+    this.#closed = true;
+    this.#whenIdle(() =>
+      this.flush((error) => {
+        this.#unlock().then(
+          () => done(error),
+          () => done(error), // The master frees the lock when this session ends.
+        );
+      }),
+    );
+  }
+
+  // --- for the parts of requests
+
+  /** An operation on one of this image's objects. */
+  newOp(
+    owner: OpOwner,
+    op: Op,
+    object: number,
+    offset: number,
+    length: number,
+    at: number,
+    data: Buffer | null,
+    fua: boolean,
+  ): ObjectOp {
+    const place = { image: this.#entry.id, object, order: this.#entry.order, fence: this.fence };
+    return new ObjectOp(this.#router, owner, op, place, offset, length, at, data, fua);
+  }
+
+  submit(op: ObjectOp): void {
+    this.#router.submit(op);
+  }
+
+  /** A change was acked. */
+  noteChange(key: ObjectKey, op: ObjectOp): void {
+    const payload = op.op === Op.WRITE ? op.payload : null;
+    this.#unflushed.add({ key, pg: op.pg, start: op.offset, end: op.offset + op.length, payload, since: op.since });
+    if (this.#unflushed.bytes <= REPLAY_BYTES_MAX || this.#backPressure) return;
+    this.#backPressure = true;
+    const tooMuch = this.#unflushed.bytes > 2 * REPLAY_BYTES_MAX;
+    if (tooMuch) this.#holds += 1;
+    this.flush(() => {
+      this.#backPressure = false;
+      if (tooMuch) this.release();
+    });
+  }
+
+  mutationDone(mutation: Mutation): void {
+    this.#changing -= 1;
+    this.#locks.release(mutation);
+    if (this.#changing === 0 && this.#idle !== null) {
+      const idle = this.#idle;
+      this.#idle = null;
+      idle();
+    }
+  }
+
+  hold(idle: () => void): void {
+    this.#holds += 1;
+    this.#whenIdle(idle);
+  }
+
+  release(): void {
+    this.#holds -= 1;
+    if (this.#holds > 0) return;
+    const held = this.#held;
+    this.#held = [];
+    for (const mutation of held) this.#start(mutation);
+  }
+
+  /** A newer map: the image may have another size, another writer, or be gone. */
+  onMap(entry: ImageEntry | undefined): void {
+    if (entry === undefined || (!this.readOnly && entry.fence > this.fence)) {
+      if (this.#failure !== null) return;
+      this.#failure =
+        entry === undefined
+          ? new StorageError('NOT_FOUND', `image ${this.name} was removed`)
+          : new StorageError('FENCED', `image ${this.name} has another writer now`);
+      this.onChange?.(true);
+      return;
+    }
+    const resized = entry.sizeBytes !== this.#entry.sizeBytes;
+    this.#entry = entry;
+    if (resized) this.onChange?.(false);
+  }
+
+  #change(offset: number, length: number, data: Buffer | null, fua: boolean, done: Done): void {
+    const why =
+      this.#invalid(offset, length) ??
+      (this.readOnly ? new StorageError('READ_ONLY', `image ${this.name} is open for reading`) : this.#failure);
+    if (why !== null || length === 0) return this.#clock.soon(() => done(why));
+    const extents = extentsOf(this.#entry, offset, length);
+    const owner = new ChangeRequest(extents.length, done);
+    for (const extent of extents) {
+      const part = data === null ? null : partOf(data, extent);
+      const mutation = new Mutation(this, owner, extent, part, fua);
+      if (this.#holds > 0) this.#held.push(mutation);
+      else this.#start(mutation);
+    }
+  }
+
+  #start(mutation: Mutation): void {
+    this.#changing += 1;
+    this.#locks.acquire(mutation);
+  }
+
+  #whenIdle(idle: () => void): void {
+    if (this.#changing === 0) return this.#clock.soon(idle);
+    const before = this.#idle;
+    this.#idle =
+      before === null
+        ? idle
+        : () => {
+            before();
+            idle();
+          };
+  }
+
+  #invalid(offset: number, length: number): StorageError | null {
+    if (this.#closed) return new StorageError('UNAVAILABLE', `image ${this.name} is closed`);
+    if (offset >= 0 && length >= 0 && offset <= this.sizeBytes && length <= this.sizeBytes - offset) return null;
+    const range = `${length} bytes at ${offset}`;
+    return new StorageError('INVALID', `image ${this.name} has ${this.sizeBytes} bytes: ${range} is outside`);
+  }
+}
+
+/** The part of a request's bytes that goes to one extent. */
+function partOf(data: Buffer, extent: ObjectExtent): Buffer {
+  return extent.length === data.length ? data : data.subarray(extent.at, extent.at + extent.length);
+}
+
+class ChangeRequest implements MutationOwner {
+  readonly #done: Done;
+  #left: number;
+  #error: StorageError | null = null;
+
+  constructor(parts: number, done: Done) {
+    this.#left = parts;
+    this.#done = done;
+  }
+
+  onMutationDone(error: StorageError | null): void {
+    this.#error ??= error;
+    if (--this.#left === 0) this.#done(this.#error);
+  }
+}

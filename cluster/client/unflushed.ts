@@ -1,0 +1,107 @@
+// What an image's writer must be able to say again: changes that were acked but are not known to be on stable storage.
+//
+// An ack means that every member of the acting set has the change in its page cache. If a member's machine loses power
+// before the flush, the change is gone there; the interval ends, because the member's process did. So a change whose
+// interval has ended is stale: it is written once more before a flush may succeed. Stale changes are replayed without
+// the parts that newer changes have covered since, so that a replay never brings back old bytes.
+
+import type { Epoch, ObjectKey, PgId } from '../../proto/ids.ts';
+import type { StorageMap } from '../../proto/map.ts';
+
+export interface Change {
+  readonly key: ObjectKey;
+  readonly pg: PgId;
+  /** Bytes [start, end) of the object, whole blocks. */
+  readonly start: number;
+  readonly end: number;
+  /** null: zeroed. */
+  readonly payload: Buffer | null;
+  /** The interval that acked it. */
+  since: Epoch;
+}
+
+/** A part of a stale change that nothing newer has covered. */
+export interface ReplayPiece {
+  readonly change: Change;
+  readonly start: number;
+  readonly end: number;
+}
+
+export class Unflushed {
+  #changes: Change[] = [];
+  #bytes = 0;
+
+  get size(): number {
+    return this.#changes.length;
+  }
+  /** Payload bytes kept. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /** Changes of the same blocks are added in the order in which they took effect. */
+  add(change: Change): void {
+    this.#changes.push(change);
+    this.#bytes += change.payload?.length ?? 0;
+  }
+
+  /** The oldest `count` changes are on stable storage. */
+  drop(count: number): void {
+    for (let i = 0; i < count; i++) this.#bytes -= this.#changes[i]!.payload?.length ?? 0;
+    this.#changes = this.#changes.slice(count);
+  }
+
+  /** Is the interval of one of the oldest `count` changes over, as far as this map knows? */
+  anyStale(map: StorageMap, count: number): boolean {
+    for (let i = 0; i < count; i++) if (isStale(this.#changes[i]!, map)) return true;
+    return false;
+  }
+
+  /** PGs of the oldest `count` changes. */
+  pgs(count: number): Set<PgId> {
+    const pgs = new Set<PgId>();
+    for (let i = 0; i < count; i++) pgs.add(this.#changes[i]!.pg);
+    return pgs;
+  }
+
+  /** What must be written again, oldest first. Nothing else may be in flight. */
+  replayPieces(map: StorageMap): { stale: Change[]; pieces: ReplayPiece[] } {
+    const covered = new Map<ObjectKey, { start: number; end: number }[]>();
+    const stale: Change[] = [];
+    const pieces: ReplayPiece[] = [];
+    for (let i = this.#changes.length - 1; i >= 0; i--) {
+      const change = this.#changes[i]!;
+      let over = covered.get(change.key);
+      if (over === undefined) {
+        over = [];
+        covered.set(change.key, over);
+      }
+      if (isStale(change, map)) {
+        stale.push(change);
+        for (const { start, end } of without(change, over)) pieces.push({ change, start, end });
+      }
+      over.push({ start: change.start, end: change.end });
+    }
+    return { stale, pieces: pieces.reverse() };
+  }
+}
+
+const isStale = (change: Change, map: StorageMap): boolean => map.pgs.get(change.pg)?.since !== change.since;
+
+/** The parts of a range that none of `covers` overlaps. */
+function without(
+  range: { start: number; end: number },
+  covers: readonly { start: number; end: number }[],
+): { start: number; end: number }[] {
+  let rest = [{ start: range.start, end: range.end }];
+  for (const cover of covers) {
+    rest = rest.flatMap(({ start, end }) => {
+      if (cover.end <= start || cover.start >= end) return [{ start, end }];
+      const parts = [];
+      if (cover.start > start) parts.push({ start, end: cover.start });
+      if (cover.end < end) parts.push({ start: cover.end, end });
+      return parts;
+    });
+  }
+  return rest;
+}
