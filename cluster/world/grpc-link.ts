@@ -26,14 +26,26 @@ const SLOW_CALLS: ReadonlySet<ControlMethod> = new Set(['lockImage', 'removeImag
 const RECONNECT_MS = 100;
 const RECONNECT_MOST_MS = 500;
 
-export class GrpcLink implements ControlLink {
+export interface MasterLink extends ControlLink {
+  /** Calls in progress fail with UNAVAILABLE. */
+  close(): void;
+}
+
+/**
+ * @param address of the master, "host:port"; nothing is sent before the first call or subscription
+ * @param channel plain TCP unless given
+ */
+export function openControlLink(
+  address: string,
+  channel: ChannelCredentials = credentials.createInsecure(),
+): MasterLink {
+  return new GrpcLink(address, channel);
+}
+
+class GrpcLink implements MasterLink {
   readonly #client: Client;
 
-  /**
-   * @param address of the master, "host:port"
-   * @param channel plain TCP unless given
-   */
-  constructor(address: string, channel: ChannelCredentials = credentials.createInsecure()) {
+  constructor(address: string, channel: ChannelCredentials) {
     this.#client = new Client(address, channel, {
       'grpc.keepalive_time_ms': PING_EVERY_MS,
       'grpc.keepalive_timeout_ms': PING_TIMEOUT_MS,
@@ -88,7 +100,6 @@ export class GrpcLink implements ControlLink {
     };
   }
 
-  /** Calls in progress fail with UNAVAILABLE. */
   close(): void {
     this.#client.close();
   }

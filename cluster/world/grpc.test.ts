@@ -9,7 +9,7 @@ import type { Log } from '../../proto/ports.ts';
 import { Master } from '../master/master.ts';
 import { MemoryKv } from '../master/memory-kv.ts';
 import { openClock, openRandom } from './clock.ts';
-import { GrpcLink } from './grpc-link.ts';
+import { type MasterLink, openControlLink } from './grpc-link.ts';
 import { type GrpcServer, serveGrpc } from './grpc-server.ts';
 
 const quiet: Log = { debug() {}, info() {}, warn() {}, error() {} };
@@ -26,8 +26,8 @@ async function serve(t: ExecutionContext, kv = new MemoryKv(), address = '127.0.
   return { master, server, close };
 }
 
-function linkTo(t: ExecutionContext, server: GrpcServer): GrpcLink {
-  const link = new GrpcLink(server.address);
+function linkTo(t: ExecutionContext, server: GrpcServer): MasterLink {
+  const link = openControlLink(server.address);
   t.teardown(() => link.close());
   return link;
 }
@@ -49,7 +49,7 @@ class Follower {
   map: StorageMap | null = null;
   closed = '';
   subscription: Subscription;
-  constructor(link: GrpcLink, subscriber: Parameters<GrpcLink['subscribe']>[0]) {
+  constructor(link: MasterLink, subscriber: Parameters<MasterLink['subscribe']>[0]) {
     this.subscription = link.subscribe(subscriber, {
       onUpdate: (update) => {
         this.map = applyUpdate(this.map, update);
