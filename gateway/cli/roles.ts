@@ -1,0 +1,29 @@
+// Where the roles' programs are. A role runs as its main file, whether `ashlar ROLE` or `ashlar up` starts it; nothing
+// of master or daemon is imported here: gateways and roles meet on the wire.
+
+import { fileURLToPath } from 'node:url';
+
+const MAINS = {
+  master: '../../cluster/master/main.ts',
+  daemon: '../../cluster/daemon/main.ts',
+  nbd: '../nbd/main.ts',
+} as const;
+export type RoleName = keyof typeof MAINS;
+export const ROLE_SUMMARIES: Record<RoleName, string> = {
+  master: 'run the master: it keeps and publishes the storage map',
+  daemon: 'run a storage daemon: one per disk',
+  nbd: 'run an NBD gateway: it serves images to NBD clients',
+};
+
+/** Path of a role's main file. In a package they are compiled: the same place, another suffix. */
+export function roleMain(role: RoleName): string {
+  const suffix = import.meta.url.endsWith('.js') ? '.js' : '.ts';
+  return fileURLToPath(new URL(MAINS[role].replace(/\.ts$/, suffix), import.meta.url));
+}
+
+/** Makes this process the role, with the rest of the command line as its own. */
+export async function becomeRole(role: RoleName, args: readonly string[]): Promise<void> {
+  const path = roleMain(role);
+  process.argv = [process.argv[0]!, path, ...args];
+  await import(path);
+}
