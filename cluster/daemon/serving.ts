@@ -133,8 +133,7 @@ export class Serving {
       if (bad !== -1) return refuse(request, 'CHECKSUM', daemon.epoch);
       if (daemon.fullPeers.size > 0 && this.#interval.others.some((id) => daemon.fullPeers.has(id)))
         return refuse(request, 'NO_SPACE', daemon.epoch);
-    }
-    else if (!this.#busy.has(key) && sameVersion(daemon.store.objectVersion(frame.image, frame.object), VERSION_ZERO))
+    } else if (!this.#busy.has(key) && sameVersion(daemon.store.objectVersion(frame.image, frame.object), VERSION_ZERO))
       return this.#acknowledgeLogged(request); // nothing to remove, here or at any member
     const deletes = frame.op === Op.DELETE;
     const entry: LogEntry = {
