@@ -1,0 +1,361 @@
+// A whole cluster in one process: the real cores of master, daemons and clients on simulated machines.
+//
+//   machine "master": Master on a key-value store that survives it      machines "d1".."dN": Daemon on a Store
+//   machines "writer1", "writer2", ...: one PoolClient each, the newest holds the image's lock      "reader"
+//
+// This file builds them, starts and ends their processes, and lets stores and networks be wrapped (planted bugs).
+// What goes wrong and when is in nemesis.ts; what clients do in workload.ts; the verdicts in audit.ts.
+
+import type { ControlLink } from '../../proto/control.ts';
+import { StorageError } from '../../proto/errors.ts';
+import type { KeyValueStore } from '../../proto/kv.ts';
+import type { StorageMap } from '../../proto/map.ts';
+import type { Log, Network } from '../../proto/ports.ts';
+import { PoolClient } from '../client/client.ts';
+import type { Image } from '../client/image.ts';
+import { Daemon } from '../daemon/daemon.ts';
+import { Master } from '../master/master.ts';
+import { MemoryKv } from '../master/memory-kv.ts';
+import type { Store } from '../store/store.ts';
+import type { Plan } from './plan.ts';
+import type { SimRandom } from './random.ts';
+import { type Incarnation, type Machine, Scheduler } from './scheduler.ts';
+import { SimControl } from './sim-control.ts';
+import { SimNetwork } from './sim-network.ts';
+import { StoreHome } from './store-home.ts';
+
+/** Places where a test plants a bug, to see that it is found. */
+export interface Hooks {
+  wrapStore?(store: Store, daemon: number): Store;
+  wrapNetwork?(network: Network, machine: string): Network;
+}
+
+export const IMAGE_NAME = 'image';
+const POOL_NAME = 'pool';
+/** A process that could not do what it started for tries again after this. */
+const RETRY_MS = 300;
+/** A daemon that stopped itself is started again after this. */
+const FATAL_RESTART_MS = 1_000;
+
+/** One daemon: its machine, what is on its disk, and the process if one runs. */
+export interface SimDaemon {
+  readonly index: number;
+  readonly machine: Machine;
+  readonly home: StoreHome;
+  /** The files beside the store. */
+  readonly record: { clusterId: string; newestEpoch: number; readonly uuid: string };
+  store: Store | null;
+  daemon: Daemon | null;
+  /** Somebody has promised to start it again. */
+  restarting: boolean;
+}
+
+export class ClusterSim {
+  readonly plan: Plan;
+  readonly scheduler: Scheduler;
+  readonly random: SimRandom;
+  readonly network: SimNetwork;
+  readonly control: SimControl;
+  readonly masterMachine: Machine;
+  readonly daemons: SimDaemon[];
+  readonly admin: ControlLink;
+  readonly #hooks: Hooks;
+  readonly #kv = new MemoryKv();
+  readonly #machines: Machine[] = [];
+  #master: Master | null = null;
+  #verbose: ((line: string) => void) | null;
+
+  constructor(plan: Plan, random: SimRandom, hooks: Hooks, verbose: ((line: string) => void) | null = null) {
+    this.plan = plan;
+    this.random = random;
+    this.#hooks = hooks;
+    this.#verbose = verbose;
+    this.scheduler = new Scheduler(random.fork('schedule'));
+    this.network = new SimNetwork(this.scheduler, random.fork('network'));
+    this.masterMachine = this.machine('master');
+    this.control = new SimControl(this.network, this.masterMachine);
+    this.daemons = Array.from({ length: plan.daemons }, (_, i) => this.#newDaemon(i + 1));
+    const admin = this.machine('admin').boot();
+    this.network.port(admin);
+    this.admin = this.control.link(admin);
+  }
+
+  machine(name: string): Machine {
+    const machine = this.scheduler.machine(name, this.plan.oneHost ? 'host' : name);
+    this.#machines.push(machine);
+    return machine;
+  }
+
+  get machines(): readonly Machine[] {
+    return this.#machines;
+  }
+
+  /** The newest map that is published. */
+  get map(): StorageMap {
+    return this.#master!.map;
+  }
+
+  /** Boots master and daemons, makes the pool and the image. */
+  async start(): Promise<void> {
+    this.bootMaster();
+    for (const daemon of this.daemons) this.bootDaemon(daemon);
+    const { plan } = this;
+    await this.settled(this.#setUp(plan), 60_000, 'setting up the cluster');
+  }
+
+  async #setUp(plan: Plan): Promise<void> {
+    while ((await this.#status()).daemons.filter((daemon) => daemon.up).length < plan.daemons) await this.#pause(100);
+    await this.admin.call('createPool', {
+      name: POOL_NAME,
+      pgCount: plan.pgCount,
+      replicas: plan.replicas,
+      minSize: plan.minSize,
+      durability: plan.durability,
+    });
+    await this.admin.call('createImage', {
+      name: IMAGE_NAME,
+      pool: POOL_NAME,
+      sizeBytes: plan.imageBytes,
+      ...plan.layout,
+    });
+  }
+
+  /** What the master says of itself; waits for it. */
+  async #status() {
+    for (;;) {
+      try {
+        return await this.admin.call('status', {});
+      } catch (error) {
+        if (!(error instanceof StorageError)) throw error;
+        await this.#pause(RETRY_MS);
+      }
+    }
+  }
+
+  #pause(ms: number): Promise<void> {
+    return new Promise((resolve) => this.scheduler.after(ms, 'pause', resolve));
+  }
+
+  /** Runs the world until the promise is settled. */
+  async settled<T>(promise: Promise<T>, limitMs: number, what: string): Promise<T> {
+    let state: 'waiting' | 'settled' = 'waiting';
+    let outcome: { value: T } | { error: unknown } | null = null;
+    promise.then(
+      (value) => {
+        outcome = { value };
+        state = 'settled';
+      },
+      (error: unknown) => {
+        outcome = { error };
+        state = 'settled';
+      },
+    );
+    await this.until(() => state === 'settled', limitMs, what);
+    const settled = outcome! as { value: T } | { error: unknown };
+    if ('error' in settled) throw settled.error;
+    return settled.value;
+  }
+
+  /** Runs the world until `done`. Throws if that takes longer than `limitMs` or something fails. */
+  async until(done: () => boolean, limitMs: number, what: string): Promise<void> {
+    const stopped = await this.scheduler.run(done, limitMs);
+    if (stopped === 'failed') throw this.scheduler.failure!;
+    if (stopped !== 'done') throw new Error(`${what}: not within ${limitMs} ms`);
+  }
+
+  /** Waits until every PG is active and nothing is missing. */
+  async untilClean(limitMs: number): Promise<void> {
+    let reasons = '';
+    const clean = async (): Promise<void> => {
+      for (;;) {
+        const status = await this.#status();
+        reasons = status.reasons.join('; ');
+        if (status.health === 'clean' && status.daemons.every((daemon) => daemon.up)) return;
+        await this.#pause(500);
+      }
+    };
+    await this.settled(clean(), limitMs, 'clean').catch((error: Error) => {
+      throw this.scheduler.failure ?? new Error(`${error.message}: ${reasons}`);
+    });
+  }
+
+  // --- the master
+
+  bootMaster(): void {
+    const life = this.masterMachine.boot();
+    const kv = delayedKv(this.#kv, life, this.random.fork(`kv of ${life.name}`));
+    this.network.port(life);
+    Master.open({
+      clock: life,
+      log: this.log(life),
+      random: this.random.fork(`master ${life.name}`),
+      kv,
+      onFatal: (error) => this.scheduler.fail(new Error(`${life.name} stops: ${error.message}`, { cause: error })),
+    }).then(
+      (master) => {
+        if (!life.alive) return;
+        this.#master = master;
+        this.control.serve(life, master);
+      },
+      (error: Error) =>
+        this.scheduler.fail(new Error(`${life.name} does not start: ${error.message}`, { cause: error })),
+    );
+  }
+
+  endMaster(how: 'crash' | 'powerCut', restartAfterMs: number): void {
+    this.masterMachine.end(how);
+    this.scheduler.after(restartAfterMs, 'restart master', () => this.bootMaster());
+  }
+
+  // --- daemons
+
+  #newDaemon(index: number): SimDaemon {
+    const machine = this.machine(`d${index}`);
+    const home = new StoreHome(machine, this.plan.store, this.random.fork(`disk ${index}`));
+    const record = { clusterId: '', newestEpoch: 0, uuid: `uuid-${index}` };
+    return { index, machine, home, record, store: null, daemon: null, restarting: false };
+  }
+
+  bootDaemon(sim: SimDaemon): void {
+    sim.restarting = false;
+    const life = sim.machine.boot();
+    const { name } = sim.machine;
+    const onFatal = (error: Error): void => this.#onDaemonFatal(sim, life, error);
+    const network = this.#networkOf(life);
+    const open = async (): Promise<void> => {
+      const opened = await sim.home.open(life, this.log(life), onFatal);
+      if (!life.alive) return;
+      sim.store = this.#hooks.wrapStore?.(opened, sim.index) ?? opened;
+      sim.daemon = new Daemon({
+        clock: life,
+        network,
+        control: this.control.link(life),
+        store: sim.store,
+        log: this.log(life),
+        identity: {
+          ...sim.record,
+          bootId: life.name,
+          address: `${name}:7000`,
+          unixAddress: this.plan.oneHost ? `unix:/${name}` : '',
+          host: sim.machine.host,
+          domain: name,
+          weight: 1,
+        },
+        onMap: (clusterId, _id, epoch) => {
+          if (!life.alive) return;
+          sim.record.clusterId = clusterId;
+          sim.record.newestEpoch = Math.max(sim.record.newestEpoch, epoch);
+        },
+        onFatal,
+      });
+      await sim.daemon.start();
+    };
+    open().catch((error: Error) => {
+      if (life.alive) this.scheduler.fail(new Error(`${life.name} does not start: ${error.message}`, { cause: error }));
+    });
+  }
+
+  endDaemon(sim: SimDaemon, how: 'crash' | 'powerCut', restartAfterMs: number): void {
+    sim.machine.end(how);
+    sim.store = null;
+    sim.daemon = null;
+    sim.restarting = true;
+    this.scheduler.after(restartAfterMs, 'restart daemon', () => {
+      if (!sim.machine.up) this.bootDaemon(sim);
+    });
+  }
+
+  /** A daemon says that it must not go on: its process ends, and whoever watches it starts another. */
+  #onDaemonFatal(sim: SimDaemon, life: Incarnation, error: Error): void {
+    if (!life.alive) return;
+    const expected = error instanceof StorageError && error.code === 'IDENTITY';
+    if (!expected && !sim.home.mayFail) {
+      this.scheduler.fail(new Error(`${life.name} stops: ${error.message}`, { cause: error }));
+      return;
+    }
+    this.scheduler.note(life.name, `stops: ${error.message}`);
+    this.scheduler.probe('daemon stopped itself');
+    this.endDaemon(sim, 'crash', FATAL_RESTART_MS);
+  }
+
+  // --- clients
+
+  /** Starts a client process on `machine` that opens the image, however long that takes. */
+  openImage(machine: Machine, readOnly: boolean, opened: (life: Incarnation, image: Image) => void): void {
+    const life = machine.boot();
+    const attempt = async (): Promise<void> => {
+      const client = new PoolClient({
+        clock: life,
+        network: this.#networkOf(life),
+        control: this.control.link(life),
+        log: this.log(life),
+        name: machine.name,
+        host: machine.host,
+        clientId: life.name,
+      });
+      try {
+        await client.start();
+        opened(life, await client.open(IMAGE_NAME, { readOnly, takeOver: true }));
+      } catch (error) {
+        await client.close();
+        throw error;
+      }
+    };
+    const retry = (): void => {
+      attempt().catch((error: unknown) => {
+        if (!(error instanceof StorageError))
+          this.scheduler.fail(new Error(`${life.name}: ${String(error)}`, { cause: error }));
+        else if (life.alive) life.after(RETRY_MS, retry);
+      });
+    };
+    retry();
+  }
+
+  // --- what every process gets
+
+  #networkOf(life: Incarnation): Network {
+    const network = this.network.port(life);
+    return this.#hooks.wrapNetwork?.(network, life.machine.name) ?? network;
+  }
+
+  /** Log lines become part of the trace. A line that carries a programming error fails the run. */
+  log(life: Incarnation): Log {
+    const write = (level: string, message: string, fields?: Record<string, unknown>): void => {
+      for (const value of Object.values(fields ?? {}))
+        if (value instanceof Error && !(value instanceof StorageError) && value.name !== 'DiskError')
+          this.scheduler.fail(new Error(`${life.name} logs ${message}: ${value.message}`, { cause: value }));
+      const text = `${level}: ${message}${fields === undefined ? '' : ` ${JSON.stringify(fields)}`}`;
+      this.scheduler.note(life.name, text);
+      this.#verbose?.(`${this.scheduler.now.toFixed(3)} ${life.name} ${text}`);
+    };
+    return {
+      debug: (message, fields) => write('debug', message, fields),
+      info: (message, fields) => write('info', message, fields),
+      warn: (message, fields) => write('warn', message, fields),
+      error: (message, fields) => write('error', message, fields),
+    };
+  }
+}
+
+/**
+ * The master's store as the process `life` sees it: every call takes time, and a crash may come before or after what it
+ * does is durable.
+ */
+function delayedKv(kv: MemoryKv, life: Incarnation, random: SimRandom): KeyValueStore {
+  const delayed = <T>(act: () => Promise<T>): Promise<T> =>
+    new Promise((resolve, reject) => {
+      life.after(random.exponential(0.5), () => {
+        act().then(
+          (value) => life.after(random.exponential(0.5), () => resolve(value)),
+          (error: unknown) => life.after(0, () => reject(error)),
+        );
+      });
+    });
+  return {
+    get: (key) => delayed(() => kv.get(key)),
+    range: (prefix) => delayed(() => kv.range(prefix)),
+    batch: (batch) => delayed(() => kv.batch(batch)),
+    // The store itself outlives every master.
+    close: () => Promise.resolve(),
+  };
+}

@@ -1,0 +1,62 @@
+// Runs seeds of the simulation: node cluster/sim/main.ts [--seeds N] [--seed FIRST] [--verbose] [--store memory|disk]
+//
+// Every fifth seed runs twice, and its digests must be equal. Exits 1 when a seed fails, 2 when a run does not repeat.
+
+import { parseArgs } from 'node:util';
+import { describeFailure, type RunOptions, runSeed } from './run-seed.ts';
+
+const TWICE_EVERY = 5;
+const VACUOUS_SHARE_MAX = 0.2;
+
+const { values } = parseArgs({
+  options: {
+    seeds: { type: 'string', default: '100' },
+    seed: { type: 'string', default: '1' },
+    store: { type: 'string' },
+    verbose: { type: 'boolean', default: false },
+  },
+});
+const count = Number(values.seeds);
+const first = Number(values.seed);
+if (!Number.isInteger(count) || count < 1 || !Number.isInteger(first) || first < 0) {
+  process.stderr.write('sim: --seeds must be a positive integer, --seed an integer from 0\n');
+  process.exit(64);
+}
+const options: RunOptions = {
+  ...(values.verbose ? { verbose: (line: string) => process.stdout.write(`${line}\n`) } : {}),
+  ...(values.store === 'memory' || values.store === 'disk' ? { stores: [values.store] as const } : {}),
+};
+
+const started = performance.now();
+const probes = new Map<string, number>();
+let virtualMs = 0;
+let acked = 0;
+let vacuous = 0;
+for (let seed = first; seed < first + count; seed++) {
+  const outcome = await runSeed(seed, options);
+  if (outcome.failure !== null) {
+    process.stdout.write(`${describeFailure(outcome, count === 1 ? 400 : 60)}\n`);
+    process.exit(1);
+  }
+  if ((seed - first) % TWICE_EVERY === 0) {
+    const again = await runSeed(seed, options);
+    if (again.digest !== outcome.digest) {
+      process.stdout.write(`seed ${seed} does not repeat: digests ${outcome.digest} and ${again.digest}\n`);
+      process.exit(2);
+    }
+  }
+  virtualMs += outcome.virtualMs;
+  acked += outcome.ackedOperations;
+  if (outcome.vacuous) vacuous++;
+  for (const [name, times] of outcome.probes) probes.set(name, (probes.get(name) ?? 0) + times);
+}
+const seconds = (performance.now() - started) / 1000;
+process.stdout.write(
+  `${count} seeds from ${first} pass: ${acked} operations acked in ${Math.round(virtualMs / 1000)} virtual seconds, ` +
+    `${seconds.toFixed(1)} s; ${vacuous} vacuous\n`,
+);
+for (const [name, times] of [...probes].sort()) process.stdout.write(`  ${name}: ${times}\n`);
+if (vacuous > count * VACUOUS_SHARE_MAX && count >= 10) {
+  process.stdout.write('too many seeds in which too little happened\n');
+  process.exit(1);
+}

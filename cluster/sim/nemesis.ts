@@ -1,0 +1,151 @@
+// What goes wrong in a run: the faults that the seed's plan enables, one after the other at random moments.
+//
+// Everything it does ends: processes are started again, partitions heal, pauses are over. After stop() nothing new
+// begins, and heal() ends what still lasts.
+
+import type { ClusterSim } from './cluster-sim.ts';
+import type { Fault } from './plan.ts';
+import type { SimRandom } from './random.ts';
+import type { Machine } from './scheduler.ts';
+import { CALM_NETWORK } from './sim-network.ts';
+import type { Writers } from './writers.ts';
+
+export class Nemesis {
+  readonly #cluster: ClusterSim;
+  readonly #writers: Writers;
+  readonly #random: SimRandom;
+  #over = false;
+  /** Faults that took place. */
+  fired = 0;
+
+  constructor(cluster: ClusterSim, writers: Writers) {
+    this.#cluster = cluster;
+    this.#writers = writers;
+    this.#random = cluster.random.fork('nemesis');
+  }
+
+  start(): void {
+    const { network, control, plan } = this.#cluster;
+    network.faults = { ...plan.network };
+    control.faults = { lossChance: plan.controlLossChance, resetChance: plan.controlLossChance / 4 };
+    this.#nextLater();
+  }
+
+  /** Ends every fault. */
+  heal(): void {
+    const { network, control, daemons } = this.#cluster;
+    this.#over = true;
+    network.faults = { ...CALM_NETWORK };
+    control.faults = { lossChance: 0, resetChance: 0 };
+    network.unblockAll(this.#cluster.machines);
+    for (const machine of this.#cluster.machines) machine.pausedUntil = 0;
+    for (const { home } of daemons) home.disk.heal();
+  }
+
+  #nextLater(): void {
+    const { scheduler, plan } = this.#cluster;
+    scheduler.after(this.#random.exponential(plan.faultEveryMs), 'nemesis', () => {
+      if (this.#over) return;
+      const fault = this.#random.pick(plan.faults);
+      if (this.#strike(fault)) {
+        this.fired++;
+        scheduler.probe(fault);
+        scheduler.note('', `nemesis: ${fault}`);
+      }
+      this.#nextLater();
+    });
+  }
+
+  /** False if it can't be done now. */
+  #strike(fault: Fault): boolean {
+    const cluster = this.#cluster;
+    const random = this.#random;
+    switch (fault) {
+      case 'crash daemon':
+        return this.#endOne('crash');
+      case 'cut power of a daemon':
+        return this.#endOne('powerCut');
+      case 'cut all power':
+        return this.#endAll();
+      case 'pause daemon':
+        return this.#pause(random.pick(cluster.daemons).machine);
+      case 'pause master':
+        return this.#pause(cluster.masterMachine);
+      case 'crash master':
+        if (!cluster.masterMachine.up) return false;
+        cluster.endMaster('crash', this.#downtime());
+        return true;
+      case 'crash writer':
+        return this.#writers.crash(this.#downtime());
+      case 'take over':
+        return this.#writers.takeOver();
+      case 'partition':
+        return this.#partition();
+      case 'reset connections':
+        cluster.network.resetBetween(random.pick(cluster.machines), random.pick(cluster.machines));
+        return true;
+      case 'break streams':
+        cluster.control.breakStreams(random.pick(cluster.machines));
+        return true;
+      case 'disk stalls':
+        random.pick(cluster.daemons).home.disk.faults = {
+          readDelayMs: 1,
+          syncDelayMs: 10,
+          stallChance: 0.1,
+          stallMaxMs: 2_000,
+        };
+        return true;
+    }
+  }
+
+  /** Mostly short, as when something restarts it; sometimes long enough to be taken for dead. */
+  #downtime(): number {
+    return this.#random.chance(0.5) ? 20 + this.#random.unit() * 500 : this.#random.unit() * 8_000;
+  }
+
+  #endOne(how: 'crash' | 'powerCut'): boolean {
+    const target = this.#random.pick(this.#cluster.daemons);
+    if (!target.machine.up) return false;
+    this.#cluster.endDaemon(target, how, this.#downtime());
+    if (how === 'powerCut') this.#writers.model.onPowerCut();
+    return true;
+  }
+
+  #endAll(): boolean {
+    const cluster = this.#cluster;
+    for (const daemon of cluster.daemons)
+      if (daemon.machine.up) cluster.endDaemon(daemon, 'powerCut', this.#downtime());
+    if (cluster.masterMachine.up) cluster.endMaster('powerCut', this.#downtime());
+    if (this.#random.chance(0.5)) this.#writers.crash(this.#downtime());
+    this.#writers.model.onPowerCut();
+    return true;
+  }
+
+  #pause(machine: Machine): boolean {
+    if (!machine.up) return false;
+    machine.pausedUntil = this.#cluster.scheduler.now + this.#downtime();
+    return true;
+  }
+
+  /** Cuts one machine from one other, from several, or from all; one way or both. */
+  #partition(): boolean {
+    const { scheduler, network } = this.#cluster;
+    const random = this.#random;
+    const living = this.#cluster.machines.filter((machine) => machine.up && machine.name !== 'admin');
+    const lone = random.pick(living);
+    const others = random.shuffle(living.filter((machine) => machine !== lone));
+    const cut = others.slice(0, random.pick([1, random.between(1, others.length), others.length]));
+    const ways = random.pick(['to', 'from', 'both', 'both']);
+    for (const other of cut) {
+      if (ways !== 'from') network.block(lone, other);
+      if (ways !== 'to') network.block(other, lone);
+    }
+    scheduler.after(random.chance(0.5) ? random.unit() * 2_000 : random.unit() * 15_000, 'partition heals', () => {
+      for (const other of cut) {
+        network.unblock(lone, other);
+        network.unblock(other, lone);
+      }
+    });
+    return true;
+  }
+}
