@@ -1,19 +1,21 @@
 // What the image must hold, by every rule we have, and whether each read agrees.
 //
 // Three judges, from strict to lenient:
-//   1. the writer's own reads: an image's requests that overlap take effect in the order of the calls, so a read
-//      returns exactly what the calls before it say; always, whatever fails underneath;
+//   1. the writer's own reads: its writes of a unit take effect in the order of the calls, so a read returns the newest
+//      that was acked before it began, or one called later; always, whatever fails underneath. Of what an earlier
+//      session left, the first read decides, and later ones agree;
 //   2. anybody's reads (a second, read-only client; writers that come and go): a linearizable register per unit;
 //   3. where power was cut, others may see what was acked but not flushed come and go: the durable window.
 //
-// A unit is `grainBytes` of the image. Times are ticks: one counter over all starts and finishes.
+// A unit is `grainBytes` of the image, the grain of all requests. Times are ticks: one counter over all starts and
+// finishes.
 
 import assert from 'node:assert/strict';
 import { outsideWindow, type RegisterOperation, violation, type WindowWrite, ZEROS } from './register-checker.ts';
 import { SECTOR_BYTES } from './stamps.ts';
 
-/** The sector's content is not known to the writer's session: another session left it. */
-const UNKNOWN = 0xffff_ffff;
+/** Nobody has read what an earlier session left in the unit. */
+const UNKNOWN = -1;
 
 export interface WriteRecord extends WindowWrite {
   readonly session: number;
@@ -23,15 +25,14 @@ export interface WriteRecord extends WindowWrite {
   latestEffect: number;
 }
 
-export interface ReadExpectation {
-  readonly first: number;
-  readonly start: number;
-  readonly powerCuts: number;
-  /** The operation expected per sector, or UNKNOWN. null: a reader that is not the writer expects nothing. */
-  readonly operations: Uint32Array | null;
-  /** Which of them are only known from reading. */
-  readonly pinned: Uint8Array | null;
+export interface ReadRecord {
   readonly session: number;
+  /** Sectors. */
+  readonly first: number;
+  readonly count: number;
+  readonly start: number;
+  /** Power cuts before it began. */
+  readonly powerCuts: number;
 }
 
 export class ImageModel {
@@ -44,8 +45,8 @@ export class ImageModel {
   readsChecked = 0;
   #operations = 0;
   #session = 0;
-  readonly #expected: Uint32Array;
-  readonly #pinned: Uint8Array;
+  /** Per unit: what this session found where it has not written, or UNKNOWN. */
+  readonly #found: number[];
   readonly #writes: WriteRecord[][];
   readonly #reads: RegisterOperation[][];
   /** Per session: acked and not known durable. */
@@ -56,9 +57,8 @@ export class ImageModel {
   constructor(imageBytes: number, grainBytes: number) {
     this.sectors = imageBytes / SECTOR_BYTES;
     this.sectorsPerUnit = grainBytes / SECTOR_BYTES;
-    this.#expected = new Uint32Array(this.sectors);
-    this.#pinned = new Uint8Array(this.sectors);
     const units = this.sectors / this.sectorsPerUnit;
+    this.#found = Array<number>(units).fill(UNKNOWN);
     this.#writes = Array.from({ length: units }, () => []);
     this.#reads = Array.from({ length: units }, () => []);
   }
@@ -76,8 +76,7 @@ export class ImageModel {
     const tick = ++this.tick;
     for (const write of this.#unanswered) write.latestEffect = tick;
     this.#unanswered.clear();
-    this.#expected.fill(UNKNOWN);
-    this.#pinned.fill(0);
+    this.#found.fill(UNKNOWN);
     this.#volatile.set(++this.#session, []);
     return this.#session;
   }
@@ -85,15 +84,14 @@ export class ImageModel {
   /** The first session finds zeros, and knows. */
   firstSession(): number {
     this.newSession();
-    this.#expected.fill(ZEROS);
+    this.#found.fill(ZEROS);
     return this.#session;
   }
 
-  /** Power was cut somewhere: what was only read, not written by this session, may be another value afterwards. */
+  /** Power was cut somewhere: what was read, and not written by this session, may be another value afterwards. */
   onPowerCut(): void {
     this.powerCuts++;
-    for (let i = 0; i < this.sectors; i++) if (this.#pinned[i] === 1) this.#expected[i] = UNKNOWN;
-    this.#pinned.fill(0);
+    this.#found.fill(UNKNOWN);
   }
 
   /**
@@ -105,8 +103,6 @@ export class ImageModel {
     if (session !== this.#session) return null;
     const write = { session, stamp: operation, start, finish: Infinity, durable: Infinity, latestEffect: Infinity };
     this.#unanswered.add(write);
-    this.#expected.fill(operation, first, first + count);
-    this.#pinned.fill(0, first, first + count);
     for (let unit = this.#unitOf(first); unit <= this.#unitOf(first + count - 1); unit++)
       this.#writes[unit]!.push(write);
     return write;
@@ -136,71 +132,67 @@ export class ImageModel {
     );
   }
 
-  beginRead(session: number, first: number, count: number): ReadExpectation {
-    const isWriter = session === this.#session;
-    return {
-      first,
-      start: ++this.tick,
-      powerCuts: this.powerCuts,
-      operations: isWriter ? this.#expected.slice(first, first + count) : null,
-      pinned: isWriter ? this.#pinned.slice(first, first + count) : null,
-      session,
-    };
+  beginRead(session: number, first: number, count: number): ReadRecord {
+    return { session, first, count, start: ++this.tick, powerCuts: this.powerCuts };
   }
 
   /**
    * Judges what a read returned. Throws Error with what is wrong.
    * @param got the operation seen in each sector
    */
-  endRead(read: ReadExpectation, got: Uint32Array): void {
+  endRead(read: ReadRecord, got: Uint32Array): void {
     const finish = ++this.tick;
     this.ackedOperations++;
     this.readsChecked++;
-    const { first, start } = read;
-    for (let i = 0; i < got.length; i++) if (read.operations !== null) this.#judgeOwn(read, i, got[i]!);
-    for (let unit = this.#unitOf(first); unit <= this.#unitOf(first + got.length - 1); unit++) {
-      const from = unit * this.sectorsPerUnit - first;
-      if (from < 0 || from + this.sectorsPerUnit > got.length) continue;
-      const stamp = got[from]!;
+    for (let at = 0; at < got.length; at += this.sectorsPerUnit) {
+      const unit = this.#unitOf(read.first + at);
+      const stamp = got[at]!;
       for (let i = 1; i < this.sectorsPerUnit; i++)
-        if (got[from + i] !== stamp)
-          throw new Error(
-            `unit ${unit} is torn: operations ${[...got.subarray(from, from + this.sectorsPerUnit)].join()}`,
-          );
-      const operation: RegisterOperation = { kind: 'read', stamp, start, finish };
+        if (got[at + i] !== stamp)
+          throw new Error(`unit ${unit} is torn: operations ${[...got.subarray(at, at + this.sectorsPerUnit)].join()}`);
+      if (read.session === this.#session) this.#judgeOwn(read, unit, stamp);
+      const operation: RegisterOperation = { kind: 'read', stamp, start: read.start, finish };
       this.#reads[unit]!.push(operation);
       const why = outsideWindow(this.#writes[unit]!, operation);
       if (why !== null) throw new Error(`unit ${unit}: ${why}`);
     }
   }
 
-  #judgeOwn(read: ReadExpectation, i: number, got: number): void {
-    if (read.session !== this.#session) return;
-    const sector = read.first + i;
-    const expected = read.operations![i]!;
-    const cutSince = read.powerCuts !== this.powerCuts;
-    if (expected !== UNKNOWN && !(cutSince && read.pinned![i] === 1)) {
-      if (got !== expected)
-        throw new Error(
-          `sector ${sector}: the writer's read returned operation ${got}, its calls before it say ${expected}`,
-        );
-      return;
-    }
-    if (cutSince) return;
-    if (this.#pinned[sector] === 1 && this.#expected[sector] !== got)
-      throw new Error(`sector ${sector}: was read as operation ${this.#expected[sector]}, and now as ${got}`);
-    if (this.#expected[sector] === UNKNOWN) {
-      this.#expected[sector] = got;
-      this.#pinned[sector] = 1;
-    }
+  #judgeOwn(read: ReadRecord, unit: number, stamp: number): void {
+    const { acked, allowed } = this.#ownWrites(unit, read.start);
+    if (allowed.some((write) => write.stamp === stamp)) return;
+    if (acked !== null)
+      throw new Error(
+        `unit ${unit}: the writer read operation ${stamp}, although its own operation ${acked.stamp} was acked before`,
+      );
+    const found = this.#found[unit]!;
+    if (read.powerCuts !== this.powerCuts) return;
+    if (found === UNKNOWN) this.#found[unit] = stamp;
+    else if (found !== stamp) throw new Error(`unit ${unit}: was read as operation ${found}, and now as ${stamp}`);
   }
 
-  /** First sector of a status reply's range that is said to hold no data while the writer's calls say it does; or -1. */
-  wrongHole(read: ReadExpectation, isData: (sector: number) => boolean): number {
-    if (read.session !== this.#session || read.powerCuts !== this.powerCuts || read.operations === null) return -1;
-    for (let i = 0; i < read.operations.length; i++) {
-      const expected = read.operations[i]!;
-      if (expected !== UNKNOWN && expected !== ZEROS && !isData(read.first + i)) return read.first + i;
+  /** This session's newest write of the unit acked before `tick`, and all that a read begun then may return. */
+  #ownWrites(unit: number, tick: number): { acked: WriteRecord | null; allowed: WriteRecord[] } {
+    let acked: WriteRecord | null = null;
+    let allowed: WriteRecord[] = [];
+    for (const write of this.#writes[unit]!) {
+      if (write.session !== this.#session) continue;
+      if (write.finish < tick) {
+        acked = write;
+        allowed = [];
+      }
+      allowed.push(write);
+    }
+    return { acked, allowed };
+  }
+
+  /** First sector of a status reply's range that is said to hold no data although it certainly does; or -1. */
+  wrongHole(read: ReadRecord, isData: (sector: number) => boolean): number {
+    if (read.session !== this.#session) return -1;
+    for (let sector = read.first; sector < read.first + read.count; sector++) {
+      if (isData(sector)) continue;
+      const { acked, allowed } = this.#ownWrites(this.#unitOf(sector), read.start);
+      if (acked !== null && allowed.every((write) => write.stamp !== ZEROS)) return sector;
     }
     return -1;
   }

@@ -32,11 +32,19 @@ const probes = new Map<string, number>();
 let virtualMs = 0;
 let acked = 0;
 let vacuous = 0;
+const failed: number[] = [];
 for (let seed = first; seed < first + count; seed++) {
   const outcome = await runSeed(seed, options);
   if (outcome.failure !== null) {
-    process.stdout.write(`${describeFailure(outcome, count === 1 ? 400 : 60)}\n`);
-    process.exit(1);
+    // The first in full, the others by name: whoever repairs one looks at the next afterwards.
+    const first = failed.length === 0;
+    process.stdout.write(
+      first
+        ? `${describeFailure(outcome, count === 1 ? 400 : 60)}\n`
+        : `seed ${seed} fails: ${outcome.failure.message}\n`,
+    );
+    failed.push(seed);
+    continue;
   }
   if ((seed - first) % TWICE_EVERY === 0) {
     const again = await runSeed(seed, options);
@@ -52,10 +60,14 @@ for (let seed = first; seed < first + count; seed++) {
 }
 const seconds = (performance.now() - started) / 1000;
 process.stdout.write(
-  `${count} seeds from ${first} pass: ${acked} operations acked in ${Math.round(virtualMs / 1000)} virtual seconds, ` +
+  `${count - failed.length} of ${count} seeds from ${first} pass: ${acked} operations acked in ${Math.round(virtualMs / 1000)} virtual seconds, ` +
     `${seconds.toFixed(1)} s; ${vacuous} vacuous\n`,
 );
 for (const [name, times] of [...probes].sort()) process.stdout.write(`  ${name}: ${times}\n`);
+if (failed.length > 0) {
+  process.stdout.write(`failed seeds: ${failed.join(' ')}\n`);
+  process.exit(1);
+}
 if (vacuous > count * VACUOUS_SHARE_MAX && count >= 10) {
   process.stdout.write('too many seeds in which too little happened\n');
   process.exit(1);

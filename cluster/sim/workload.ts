@@ -136,18 +136,18 @@ export class Session {
   #read(offset: number, length: number, done: () => void): void {
     const { model, plan, scheduler } = this.#workload;
     const first = offset / SECTOR_BYTES;
-    const expectation = model.beginRead(this.number, first, length / SECTOR_BYTES);
-    scheduler.note(this.life.name, `reads ${first}+${length / SECTOR_BYTES}, tick`, expectation.start);
+    const begun = model.beginRead(this.number, first, length / SECTOR_BYTES);
+    scheduler.note(this.life.name, `reads ${first}+${length / SECTOR_BYTES}, tick`, begun.start);
     let parts: Buffer[] | null = null;
     const ended = (error: StorageError | null): void => {
       if (error === null) {
         const bytes = Buffer.concat(parts!);
         assert.equal(bytes.length, length, 'a read returns as many bytes as were asked for');
-        model.endRead(expectation, readStamps(bytes, first, plan.seed));
+        model.endRead(begun, readStamps(bytes, first, plan.seed));
       }
       done();
     };
-    this.#request(`read at tick ${expectation.start}`, ended, (answer) =>
+    this.#request(`read at tick ${begun.start}`, ended, (answer) =>
       this.image.read(offset, length, (error, got) => {
         parts = got;
         answer(error);
@@ -158,14 +158,14 @@ export class Session {
   #status(offset: number, length: number, done: () => void): void {
     const { model } = this.#workload;
     const first = offset / SECTOR_BYTES;
-    const expectation = model.beginRead(this.number, first, length / SECTOR_BYTES);
+    const begun = model.beginRead(this.number, first, length / SECTOR_BYTES);
     let runs: { length: number; data: boolean }[] | null = null;
     const ended = (error: StorageError | null): void => {
       if (error === null) {
         const covered = runs!.reduce((sum, run) => sum + run.length, 0);
         assert.equal(covered, length, 'status covers what was asked for');
         const data = runs!.flatMap((run) => Array<boolean>(run.length / SECTOR_BYTES).fill(run.data));
-        const wrong = model.wrongHole(expectation, (sector) => data[sector - first]!);
+        const wrong = model.wrongHole(begun, (sector) => data[sector - first]!);
         if (wrong !== -1) throw new Error(`status says that sector ${wrong} holds no data, but it was written`);
       }
       done();
