@@ -1,11 +1,14 @@
 // Placement: which daemons a PG belongs to, by weighted rendezvous hashing. Pure; only the master evaluates it.
 //
-// Every failure domain draws a number for the PG, -ln(u) / weight with u from xxHash(PG, domain); the R smallest win
-// (the smallest of exponential variables with rates w wins with probability w / sum of w: Thaler and Ravishankar 1998,
-// weighted as in Mosharaf's and Ceph's straw2). Inside each, the daemons draw again. A draw depends on nothing but the
-// PG and the one drawing, so that a domain which comes, goes or changes weight moves only what it wins or loses:
+// Every daemon draws a number for the PG, -ln(u) / weight with u from xxHash(PG, daemon). The smallest number of a
+// failure domain is the domain's; the R domains with the smallest numbers win, each with the daemon that drew it:
 //
-//     pg 1.2a:  rack-a 0.31   rack-b 0.07 *   rack-c 0.55   rack-d 0.12 *      R = 2: best of rack-b, best of rack-d
+//     pg 1.2a:  rack a: 1 0.31  2 0.80     rack b: 3 0.07*  4 0.22     rack c: 5 0.12*  6 0.95      R = 2: [3, 5]
+//
+// The smallest of exponential variables with rates w wins with probability w / sum of w, and the minimum of some is
+// again exponential with the sum of their rates (rendezvous hashing: Thaler and Ravishankar 1998; weights: Ceph's straw2
+// is the same idea). So daemons and domains win by weight, and because a draw depends on nothing but the PG and the
+// daemon, one that comes, goes or changes weight moves only what it wins or loses itself.
 //
 // What this does not do: liveness (a down daemon keeps its place until it is out) and exact balance: see
 // cluster/master/intervals.ts and balance.ts.
@@ -18,96 +21,65 @@ import type { DaemonId, PgId } from './ids.ts';
 export interface Candidate {
   readonly id: DaemonId;
   readonly domain: string;
+  /** Share relative to the others; 0 takes nothing. */
   readonly weight: number;
   readonly in: boolean;
 }
 
-interface Domain {
-  readonly hash: number;
-  readonly weight: number;
-  readonly daemons: readonly Candidate[];
-}
-
-/** Daemons that may be placed, by failure domain, in an order that does not depend on that of the input. */
+/** Daemons that may be placed, and their failure domains by number, in an order that does not depend on the input's. */
 export interface Topology {
-  readonly domains: readonly Domain[];
   readonly daemons: readonly Candidate[];
+  readonly domainOf: readonly number[];
+  readonly domainCount: number;
 }
 
 /** Sorts out who may take PGs: `in`, with a weight above 0. */
 export function topologyOf(candidates: Iterable<Candidate>): Topology {
   const daemons = [...candidates].filter((c) => c.in && c.weight > 0).sort((a, b) => a.id - b.id);
-  const byDomain = new Map<string, Candidate[]>();
-  for (const daemon of daemons) {
-    const members = byDomain.get(daemon.domain);
-    if (members === undefined) byDomain.set(daemon.domain, [daemon]);
-    else members.push(daemon);
-  }
-  const names = [...byDomain.keys()].sort();
-  const domains = names.map((name) => {
-    const members = byDomain.get(name)!;
-    return {
-      hash: hashBytes(Buffer.from(name)),
-      weight: members.reduce((sum, d) => sum + d.weight, 0),
-      daemons: members,
-    };
-  });
-  return { domains, daemons };
+  const numbers = new Map<string, number>();
+  for (const { domain } of daemons) if (!numbers.has(domain)) numbers.set(domain, numbers.size);
+  return { daemons, domainOf: daemons.map(({ domain }) => numbers.get(domain)!), domainCount: numbers.size };
 }
 
-const scratch = Buffer.alloc(12);
-const DOMAIN_DRAW = 1;
-const DAEMON_DRAW = 2;
+const scratch = Buffer.alloc(8);
 
-/** The number that one item draws for a PG; the smallest wins. */
-function draw(pg: PgId, kind: number, item: number, weight: number): number {
+/** The number that a daemon draws for a PG; the smallest wins. */
+function draw(pg: PgId, { id, weight }: Candidate): number {
   scratch.writeUInt32LE(pg, 0);
-  scratch.writeUInt32LE(kind, 4);
-  scratch.writeUInt32LE(item, 8);
+  scratch.writeUInt32LE(id, 4);
   return -Math.log((hashBytes(scratch) + 0.5) / 2 ** 32) / weight;
 }
 
 /**
  * The daemons a PG belongs to, best first (the first is to be its primary): `replicas` of them in distinct failure
- * domains. With too few domains, the rest are distinct daemons of the domains there are; with too few daemons, the
- * result is shorter.
+ * domains. With too few domains, the rest are other daemons of the domains there are; with too few daemons, the result
+ * is shorter.
  */
-export function place(topology: Topology, pg: PgId, replicas: number): DaemonId[] {
+export function place({ daemons, domainOf, domainCount }: Topology, pg: PgId, replicas: number): DaemonId[] {
   assert(replicas >= 1);
-  const placed: DaemonId[] = [];
-  const { domains, daemons } = topology;
-  for (const at of smallest(domains.length, replicas, (i) =>
-    draw(pg, DOMAIN_DRAW, domains[i]!.hash, domains[i]!.weight),
-  )) {
-    const members = domains[at]!.daemons;
-    const [best] = smallest(members.length, 1, (i) => draw(pg, DAEMON_DRAW, members[i]!.id, members[i]!.weight));
-    placed.push(members[best!]!.id);
+  const draws = daemons.map((daemon) => draw(pg, daemon));
+  const bestOf: number[] = new Array(domainCount).fill(-1);
+  for (let at = 0; at < draws.length; at++) {
+    const best = bestOf[domainOf[at]!]!;
+    if (best === -1 || draws[at]! < draws[best]!) bestOf[domainOf[at]!] = at;
   }
-  if (placed.length < replicas && placed.length < daemons.length) {
-    const rest = daemons.filter((d) => !placed.includes(d.id));
-    for (const at of smallest(rest.length, replicas - placed.length, (i) =>
-      draw(pg, DAEMON_DRAW, rest[i]!.id, rest[i]!.weight),
-    ))
-      placed.push(rest[at]!.id);
+  const placed = smallest(bestOf, draws, replicas);
+  if (placed.length < replicas) {
+    const rest = [...draws.keys()].filter((at) => !placed.includes(at));
+    placed.push(...smallest(rest, draws, replicas - placed.length));
   }
-  return placed;
+  return placed.map((at) => daemons[at]!.id);
 }
 
-/** Indexes of the `wanted` smallest of `count` values, smallest first; equal ones by index. */
-function smallest(count: number, wanted: number, value: (index: number) => number): number[] {
+/** The `wanted` items with the smallest draws, smallest first; equal ones in the order given. */
+function smallest(items: readonly number[], draws: readonly number[], wanted: number): number[] {
   const best: number[] = [];
-  const values: number[] = [];
-  for (let i = 0; i < count; i++) {
-    const v = value(i);
-    if (best.length === wanted && v >= values[wanted - 1]!) continue;
+  for (const item of items) {
+    if (best.length === wanted && draws[item]! >= draws[best[wanted - 1]!]!) continue;
     let at = best.length;
-    while (at > 0 && values[at - 1]! > v) at--;
-    best.splice(at, 0, i);
-    values.splice(at, 0, v);
-    if (best.length > wanted) {
-      best.pop();
-      values.pop();
-    }
+    while (at > 0 && draws[best[at - 1]!]! > draws[item]!) at--;
+    best.splice(at, 0, item);
+    if (best.length > wanted) best.pop();
   }
   return best;
 }

@@ -4,16 +4,24 @@
 // activations and clean reports all end here, in one new interval per PG at most, durable in the same batch.
 
 import type { DaemonId, PgId } from '../../proto/ids.ts';
-import { poolOfPg } from '../../proto/ids.ts';
-import { place, topologyOf } from '../../proto/placement.ts';
+import { pgId } from '../../proto/ids.ts';
+import type { PoolEntry } from '../../proto/map.ts';
+import { place, type Topology, topologyOf } from '../../proto/placement.ts';
+import { balancePool, type Targets } from './balance.ts';
 import { desiredActing, nextInterval, type PgRecord, sameOrder, withoutComplete } from './intervals.ts';
-import { Change, type DaemonRecord, type Overlay, type State } from './state.ts';
+import type { Change, DaemonRecord, Overlay, State } from './state.ts';
 
 export class Planner {
-  #targets = new Map<PgId, readonly DaemonId[]>();
+  #hashed: Targets;
+  #targets: Targets;
+  #weights: ReadonlyMap<DaemonId, number>;
 
+  /** Targets as they were when the state was saved: the hash says them again, but where an override differs. */
   constructor(state: State) {
-    this.#place(new Change(state));
+    const topology = topologyOf([...state.daemons.values()].map(({ entry }) => entry));
+    this.#hashed = new Map([...state.pools.values()].flatMap((pool) => [...hashedPgs(topology, pool)]));
+    this.#targets = new Map([...this.#hashed].map(([pg, placed]) => [pg, state.overrides.get(pg)?.target ?? placed]));
+    this.#weights = new Map(topology.daemons.map(({ id, weight }) => [id, weight]));
   }
 
   /** Where the PG belongs: daemons that are in, up or not, first the primary. */
@@ -39,12 +47,44 @@ export class Planner {
     return rebooted || !sameOrder(acting, record.acting) ? nextInterval(record, acting, change.nextEpoch) : record;
   }
 
+  /** New targets for every pool: the hash, then balancing from where the PGs belonged. */
   #place(change: Change): void {
-    const topology = topologyOf([...change.daemons.values()].map((record) => record.entry));
-    this.#targets = new Map();
-    for (const record of change.pgs.values())
-      this.#targets.set(record.pg, place(topology, record.pg, change.pools.get(poolOfPg(record.pg))!.replicas));
+    const candidates = [...change.daemons.values()].map(({ entry }) => entry);
+    const topology = topologyOf(candidates);
+    const weightBefore = (id: DaemonId): number => this.#weights.get(id) ?? 0;
+    const hashed = new Map<PgId, DaemonId[]>();
+    const targets = new Map<PgId, readonly DaemonId[]>();
+    for (const pool of change.pools.values()) {
+      const ofPool = hashedPgs(topology, pool);
+      const before = { hashedBefore: this.#hashed, targetsBefore: this.#targets };
+      const balanced = balancePool({ topology, replicas: pool.replicas, hashed: ofPool, ...before, weightBefore });
+      for (const [pg, target] of balanced) {
+        targets.set(pg, target);
+        override(change, pg, target, ofPool.get(pg)!);
+      }
+      for (const [pg, placed] of ofPool) hashed.set(pg, placed);
+    }
+    this.#hashed = hashed;
+    this.#targets = targets;
+    this.#weights = new Map(topology.daemons.map(({ id, weight }) => [id, weight]));
   }
+}
+
+function hashedPgs(topology: Topology, pool: PoolEntry): Map<PgId, DaemonId[]> {
+  const hashed = new Map<PgId, DaemonId[]>();
+  for (let index = 0; index < pool.pgCount; index++) {
+    const pg = pgId(pool.id, index);
+    hashed.set(pg, place(topology, pg, pool.replicas));
+  }
+  return hashed;
+}
+
+/** Remembers a target that differs from what the hash says, and forgets one that no longer does. */
+function override({ overrides }: Change, pg: PgId, target: readonly DaemonId[], hashed: readonly DaemonId[]): void {
+  const known = overrides.get(pg);
+  if (sameOrder(target, hashed)) {
+    if (known !== undefined) overrides.delete(pg);
+  } else if (known === undefined || !sameOrder(known.target, target)) overrides.set(pg, { pg, target });
 }
 
 function placementChanged(daemons: Overlay<DaemonRecord>): boolean {
