@@ -19,6 +19,8 @@ const UNKNOWN = -1;
 
 export interface WriteRecord extends WindowWrite {
   readonly session: number;
+  /** First and last unit. */
+  readonly units: readonly [number, number];
   finish: number;
   durable: number;
   /** A dead session's write can't take effect after its successor got the lock. */
@@ -45,6 +47,8 @@ export class ImageModel {
   readsChecked = 0;
   #operations = 0;
   #session = 0;
+  /** Per unit: when this session's first request there was answered. From then on nobody else may change it. */
+  readonly #touched: number[];
   /** Per unit: what this session found where it has not written, or UNKNOWN. */
   readonly #found: number[];
   readonly #writes: WriteRecord[][];
@@ -59,6 +63,7 @@ export class ImageModel {
     this.sectorsPerUnit = grainBytes / SECTOR_BYTES;
     const units = this.sectors / this.sectorsPerUnit;
     this.#found = Array<number>(units).fill(UNKNOWN);
+    this.#touched = Array<number>(units).fill(Infinity);
     this.#writes = Array.from({ length: units }, () => []);
     this.#reads = Array.from({ length: units }, () => []);
   }
@@ -77,6 +82,7 @@ export class ImageModel {
     for (const write of this.#unanswered) write.latestEffect = tick;
     this.#unanswered.clear();
     this.#found.fill(UNKNOWN);
+    this.#touched.fill(Infinity);
     this.#volatile.set(++this.#session, []);
     return this.#session;
   }
@@ -95,23 +101,39 @@ export class ImageModel {
   }
 
   /**
+   * Also of a session that has lost the lock: a daemon that is cut off from the master, and that no newer interval can
+   * do without, may still take its writes until the new session reaches it.
    * @param operation its number, or ZEROS for a zeroing
-   * @returns null if the session has lost its lock: the write must fail, and nobody may ever see it
    */
-  beginWrite(session: number, operation: number, first: number, count: number): WriteRecord | null {
+  beginWrite(session: number, operation: number, first: number, count: number): WriteRecord {
     const start = ++this.tick;
-    if (session !== this.#session) return null;
-    const write = { session, stamp: operation, start, finish: Infinity, durable: Infinity, latestEffect: Infinity };
-    this.#unanswered.add(write);
-    for (let unit = this.#unitOf(first); unit <= this.#unitOf(first + count - 1); unit++)
-      this.#writes[unit]!.push(write);
+    const units: [number, number] = [this.#unitOf(first), this.#unitOf(first + count - 1)];
+    const write = {
+      session,
+      units,
+      stamp: operation,
+      start,
+      finish: Infinity,
+      durable: Infinity,
+      latestEffect: Infinity,
+    };
+    if (session === this.#session) this.#unanswered.add(write);
+    for (let unit = units[0]; unit <= units[1]; unit++) this.#writes[unit]!.push(write);
     return write;
   }
 
+  /** Throws Error if the session had lost the unit to another before the write began. */
   acked(write: WriteRecord, fua: boolean): void {
     write.finish = ++this.tick;
     this.ackedOperations++;
     this.#unanswered.delete(write);
+    for (let unit = write.units[0]; unit <= write.units[1]; unit++) {
+      if (write.session === this.#session) this.#touched[unit] = Math.min(this.#touched[unit]!, write.finish);
+      else if (this.#touched[unit]! < write.start)
+        throw new Error(
+          `unit ${unit}: operation ${write.stamp} was acked although another writer had been here before`,
+        );
+    }
     if (fua) write.durable = write.finish;
     else this.#volatile.get(write.session)!.push(write);
   }
@@ -150,7 +172,10 @@ export class ImageModel {
       for (let i = 1; i < this.sectorsPerUnit; i++)
         if (got[at + i] !== stamp)
           throw new Error(`unit ${unit} is torn: operations ${[...got.subarray(at, at + this.sectorsPerUnit)].join()}`);
-      if (read.session === this.#session) this.#judgeOwn(read, unit, stamp);
+      if (read.session === this.#session) {
+        this.#judgeOwn(read, unit, stamp);
+        this.#touched[unit] = Math.min(this.#touched[unit]!, finish);
+      }
       const operation: RegisterOperation = { kind: 'read', stamp, start: read.start, finish };
       this.#reads[unit]!.push(operation);
       const why = outsideWindow(this.#writes[unit]!, operation);

@@ -38,7 +38,7 @@ export class Nemesis {
     network.faults = { ...CALM_NETWORK };
     control.faults = { lossChance: 0, resetChance: 0 };
     network.unblockAll(this.#cluster.machines);
-    for (const machine of this.#cluster.machines) machine.pausedUntil = 0;
+    for (const machine of this.#cluster.machines) machine.resume();
     for (const { home } of daemons) home.disk.heal();
   }
 
@@ -123,7 +123,7 @@ export class Nemesis {
 
   #pause(machine: Machine): boolean {
     if (!machine.up) return false;
-    machine.pausedUntil = this.#cluster.scheduler.now + this.#downtime();
+    machine.pause(this.#downtime());
     return true;
   }
 

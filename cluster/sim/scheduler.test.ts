@@ -69,7 +69,8 @@ test("a paused machine's events wait and keep their order, those of others go on
   world.schedule(3, life, 'x', 0, () => seen.push('second'));
   world.schedule(2, life, 'x', 0, () => seen.push('first'));
   world.after(4, 'x', () => seen.push('other'));
-  machine.pausedUntil = 100;
+  machine.pause(100);
+  machine.pause(1);
   await world.run(never, 1e9);
   t.deepEqual(seen, ['other', 'first', 'second']);
   t.is(world.now, 100);

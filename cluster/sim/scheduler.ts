@@ -82,6 +82,13 @@ export class Scheduler {
     return event;
   }
 
+  /** Runs an event, whose time has passed, as soon as possible, after what is already due. */
+  again(event: ScheduledEvent): void {
+    event.time = this.now;
+    event.order = this.#inserted++;
+    this.#heap.push(event);
+  }
+
   probe(name: string): void {
     this.probes.set(name, (this.probes.get(name) ?? 0) + 1);
   }
@@ -152,12 +159,7 @@ export class Scheduler {
     const { owner } = event;
     if (owner !== null) {
       if (!owner.alive) return;
-      if (owner.machine.pausedUntil > event.time) {
-        event.time = owner.machine.pausedUntil;
-        event.order = this.#inserted++;
-        this.#heap.push(event);
-        return;
-      }
+      if (owner.machine.holds(event)) return;
     }
     this.now = event.time;
     this.events++;
@@ -194,8 +196,8 @@ export class Machine {
   readonly nameHash: number;
   /** The process that runs now, or the last one that did. */
   incarnation: Incarnation | null = null;
-  /** Events of this machine before this time wait until then: SIGSTOP, a stalled virtual machine. */
-  pausedUntil = 0;
+  /** Events that came while the machine was paused, in order; null: it is not. */
+  #held: ScheduledEvent[] | null = null;
   #boots = 0;
   readonly #onBoot: (() => void)[] = [];
   readonly #onEnd: ((incarnation: Incarnation, how: 'crash' | 'powerCut') => void)[] = [];
@@ -224,8 +226,30 @@ export class Machine {
     const ended = this.incarnation;
     assert(ended?.alive);
     ended.alive = false;
-    this.pausedUntil = 0;
+    this.#held = null;
     for (const tell of this.#onEnd) tell(ended, how);
+  }
+
+  /** Stops the machine for a while: SIGSTOP, a stalled virtual machine. What happens to it meanwhile waits, in order. */
+  pause(ms: number): void {
+    if (this.#held !== null) return;
+    const held: ScheduledEvent[] = [];
+    this.#held = held;
+    this.scheduler.after(ms, 'resume', () => {
+      if (this.#held === held) this.resume();
+    });
+  }
+
+  resume(): void {
+    const held = this.#held ?? [];
+    this.#held = null;
+    for (const event of held) this.scheduler.again(event);
+  }
+
+  /** Keeps the event if the machine is paused. */
+  holds(event: ScheduledEvent): boolean {
+    this.#held?.push(event);
+    return this.#held !== null;
   }
 
   /** Called before a process starts: the host has power, and its kernel runs. */
