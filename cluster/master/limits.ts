@@ -21,6 +21,13 @@ export const HOLD_MOST_MS = 300_000;
 /** The hold starts again at HOLD_MS when nobody complained successfully for this long. */
 export const HOLD_FORGET_MS = 600_000;
 
+/**
+ * A PG whose primary asked to be replaced keeps the one it preferred for this long after it is clean, twice as long each
+ * time it asks again, up to the most: under constant writes the intended primary may lack the newest one every time.
+ */
+export const PREFER_MS = 10_000;
+export const PREFER_MOST_MS = 600_000;
+
 /** After a restart of the master, daemons that were up and sessions that hold locks have this long to come back. */
 export const GRACE_MS = DOWN_AFTER_MS;
 

@@ -25,9 +25,10 @@ import type { DaemonEntry, StorageMap } from '../../proto/map.ts';
 import type { Clock, Log, Random, Timer } from '../../proto/ports.ts';
 import { Commits, type Operation } from './commits.ts';
 import { createImage, createPool, imageOf, inUse, removeImage, resizeImage } from './directory.ts';
-import { activated, cleaned, type PgRecord, waitForOf } from './intervals.ts';
+import { activated, cleaned, isSettled, type PgRecord, waitForOf } from './intervals.ts';
 import { TICK_MS } from './limits.ts';
 import { Planner } from './planner.ts';
+import { Preferences } from './preferences.ts';
 import { complain, isHeld, isSilent, Presences } from './presence.ts';
 import { Publisher } from './publisher.ts';
 import { registerDaemon, setDaemon } from './registry.ts';
@@ -60,6 +61,7 @@ export class Master implements ControlService {
   readonly #publisher: Publisher;
   readonly #commits: Commits;
   readonly #presences = new Presences();
+  readonly #preferences = new Preferences();
   readonly #sessions: Sessions;
   readonly #fences: FenceWait;
   /** The most (object, member) pairs that were missing since it was last none. */
@@ -132,7 +134,11 @@ export class Master implements ControlService {
     heartbeat: (request) => this.#heartbeat(request),
     activate: (request) => this.#mark('activate', request),
     clean: (request) => this.#mark('clean', request),
-    preferPrimary: (request) => this.#submit((change) => preferPrimary(change, request)),
+    preferPrimary: async (request) => {
+      await this.#submit((change) => preferPrimary(change, request));
+      this.#preferences.asked(request.pg, this.#clock.now());
+      return {};
+    },
     reportFailure: (request) => this.#reportFailure(request),
     openSession: async ({ name }) => {
       const session = await this.#submit((change) => change.number('session'));
@@ -312,6 +318,7 @@ export class Master implements ControlService {
     this.#tick = this.#clock.after(TICK_MS, () => this.#onTick());
     this.#watchRecovery();
     const now = this.#clock.now();
+    this.#letPrimariesGo(now);
     for (const { entry, outBy } of this.#state.daemons.values()) {
       const presence = this.#presences.of(entry.id, entry.bootId, now);
       const { id, bootId } = entry;
@@ -324,6 +331,20 @@ export class Master implements ControlService {
         this.#background('put a daemon out', (change) => this.#markOut(change, id));
       }
     }
+  }
+
+  /** Clean PGs whose preferred primary need not be preferred any more go back to the intended one. */
+  #letPrimariesGo(now: number): void {
+    const due = [...this.#state.pgs.values()].filter(
+      (record) => record.prefer !== 0 && isSettled(record) && this.#preferences.isDue(record.pg, now),
+    );
+    if (due.length === 0) return;
+    this.#background('let preferred primaries go', (change) => {
+      for (const { pg } of due) {
+        const record = change.pgs.get(pg);
+        if (record !== undefined && isSettled(record)) change.pgs.set(pg, { ...record, prefer: 0 });
+      }
+    });
   }
 
   /** Keeps the peak that progress is told against. */
