@@ -184,6 +184,7 @@ export class Master implements ControlService {
   /**
    * A new process of a directory whose old process is still subscribed: either the old one has just died and its
    * connection is about to break, or both live. Waits until it is plain which; a heartbeat of the old one decides.
+   * Of several that wait, the first to register goes ahead; the others, who may be dead by now, have to ask again.
    */
   async #oldProcessGone(daemonUuid: string, bootId: string): Promise<void> {
     const known = [...this.#state.daemons.values()].find(({ entry }) => entry.uuid === daemonUuid);
@@ -192,6 +193,7 @@ export class Master implements ControlService {
     const old = presence?.stream ?? null;
     if (presence === undefined || old === null || presence.bootId === bootId) return;
     const heardAt = presence.heardAt;
+    const bootBefore = known.entry.bootId;
     while (presence.stream === old && !isSilent(presence, this.#clock.now())) {
       if (presence.heardAt > heardAt)
         throw new StorageError(
@@ -199,6 +201,8 @@ export class Master implements ControlService {
           `daemon ${known.entry.id} (${daemonUuid}) is already running at ${known.entry.address}: one process per directory`,
         );
       await new Promise<void>((resolve) => this.#clock.after(TICK_MS / 5, resolve));
+      if (this.#state.daemons.get(known.entry.id)?.entry.bootId !== bootBefore)
+        throw new StorageError('UNAVAILABLE', `another process of daemon ${known.entry.id} registered in the meantime`);
     }
   }
 

@@ -11,6 +11,12 @@ import type { KeyValueBatch, KeyValueStore } from '../../proto/kv.ts';
 
 /** "ASHL" in SQLite's header: what `file` shows, and what tells our file from another program's. */
 const APPLICATION_ID = 0x4153484c;
+/** What durability and exclusiveness rest on. synchronous 2 is FULL. */
+const SETTINGS = [
+  ['locking_mode', 'exclusive'],
+  ['journal_mode', 'delete'],
+  ['synchronous', 2],
+] as const;
 const SQLITE_BUSY = 5;
 const SQLITE_NOTADB = 26;
 
@@ -75,7 +81,13 @@ function openExclusive(path: string): DatabaseSync {
   let database: DatabaseSync | null = null;
   try {
     database = new DatabaseSync(path, { timeout: 0 });
-    database.exec('PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE; PRAGMA synchronous = FULL;');
+    for (const [setting, wanted] of SETTINGS) {
+      database.exec(`PRAGMA ${setting} = ${wanted}`);
+      const [found] = Object.values(database.prepare(`PRAGMA ${setting}`).get()!);
+      // SQLite keeps what it has, without a word, where it can't change a setting.
+      if (found !== wanted)
+        throw new StorageError('IO', `${path}: ${setting} is ${found}, and can't be made ${wanted}`);
+    }
     database.exec('BEGIN EXCLUSIVE');
     const { application_id: kind } = database.prepare('PRAGMA application_id').get() as { application_id: number };
     const { tables } = database.prepare('SELECT count(*) AS tables FROM sqlite_schema').get() as { tables: number };
