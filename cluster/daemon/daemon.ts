@@ -194,8 +194,13 @@ export class Daemon {
       pgs: changed,
       space: this.store.space(),
     };
-    this.control.call('heartbeat', request).catch(() => {
+    this.control.call('heartbeat', request).catch((error: unknown) => {
       for (const { pg } of changed) this.#reported.delete(pg);
+      // The master takes another process for this daemon, while the stream of this one is still open.
+      if (!(error instanceof StorageError) || error.code !== 'IDENTITY' || this.#subscription === null) return;
+      this.#subscription.close();
+      this.#subscription = null;
+      this.#joinLater(`the master does not know this process: ${error.message}`);
     });
   }
 
