@@ -10,7 +10,7 @@
 import { existsSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { ExecutionContext } from 'ava';
-import { missingPrograms, Running, run, temporaryDirectory } from './processes.ts';
+import { Running, run, temporaryDirectory, whyNoPrograms } from './processes.ts';
 
 export interface Verdict {
   /** 0: every command of the script succeeded. */
@@ -19,17 +19,15 @@ export interface Verdict {
   ms: number;
 }
 
+const NETLINK = join(import.meta.dirname, 'nbd-netlink.pl');
 const MODULES = '/usr/lib/uml/modules';
 const PROGRAMS = ['linux.uml', 'ip', 'nbd-client', 'insmod', 'mkfs.ext4', 'fsck.ext4', 'mkfs.xfs', 'xfs_repair'];
 
 /** Why no kernel can be booted here, or null. Tests that need one are skipped by this name. */
 export function whyNoKernel(): string | null {
   if (process.getuid?.() !== 0) return 'needs root (tap devices)';
-  const missing = missingPrograms(PROGRAMS);
-  if (missing.length > 0) return `needs ${missing.join(', ')}`;
-  if (!existsSync(MODULES)) return `needs ${MODULES}`;
   if (!existsSync('/dev/net/tun')) return 'needs /dev/net/tun';
-  return null;
+  return whyNoPrograms(PROGRAMS);
 }
 
 /** Networks are taken from 198.18.0.0/15, which is set aside for tests between network devices (RFC 2544). */
@@ -122,7 +120,8 @@ export class Guest {
  * Boots a kernel that runs `script` (sh, -ex) and powers off.
  *
  * Functions in the guest: `attach ADDRESS PORT EXPORT` makes /dev/nbd0 (4 connections, 4 KiB blocks), `detach` takes it
- * away, `step NAME`, `host_says NAME`. /mnt and /run are empty memory file systems; everything else is read-only.
+ * away; `attach_patient` makes one that waits a minute for a lost server, and `reconnect` (same arguments) ends the
+ * wait; `step NAME`, `host_says NAME`. /mnt and /run are empty memory file systems; everything else is read-only.
  */
 export function bootKernel(
   t: ExecutionContext,
@@ -168,8 +167,10 @@ ip addr add ${tap.guestAddress}/30 dev vec0 && ip link set vec0 up
 insmod ${MODULES}/${release}/kernel/drivers/block/nbd.ko max_part=4 nbds_max=1
 
 step() { { echo "step: $*"; } 2>/dev/null; }
-host_says() { while [ ! -e "${directory}/said-$1" ]; do sleep 0.1; done; }
+host_says() { sh -c "until [ -e '${directory}/said-$1' ]; do sleep 0.05; done"; }
 attach() { nbd-client "$1" "$2" /dev/nbd0 -N "$3" -b 4096 -C 4 -t 60; }
+attach_patient() { perl ${NETLINK} connect 0 "$1" "$2" "$3" 4; }
+reconnect() { perl ${NETLINK} reconnect 0 "$1" "$2" "$3" 4; }
 detach() { nbd-client -d /dev/nbd0; echo 3 >/proc/sys/vm/drop_caches; }
 
 ( set -ex

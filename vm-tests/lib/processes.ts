@@ -7,7 +7,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { accessSync, constants, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
-import type { ExecutionContext } from 'ava';
+import type { ExecutionContext, Implementation, TestFn } from 'ava';
 
 export interface Finished {
   /** null if a signal ended it. */
@@ -148,8 +148,25 @@ export function temporaryDirectory(t: ExecutionContext, name: string): string {
   return path;
 }
 
+/**
+ * `test`, or where the machine lacks something a `test` that skips and says so in the title. As root under scripts/test
+ * (ASHLAR_TEST_STRICT) a missing program is a failure: there it could have been installed.
+ * @param why what is missing, or null
+ */
+export function testUnless(test: TestFn, why: string | null): (title: string, run: Implementation<[]>) => void {
+  if (why === null) return (title, run) => test.serial(title, run);
+  if (process.env.ASHLAR_TEST_STRICT === '1' && why.startsWith('needs program'))
+    return (title) => test.serial(title, (t) => t.fail(why));
+  return (title, run) => test.serial.skip(`${title} (${why})`, run);
+}
+/** "needs programs fio, nbdcopy", or null if all are there. */
+export function whyNoPrograms(programs: readonly string[]): string | null {
+  const missing = missingPrograms(programs);
+  return missing.length === 0 ? null : `needs programs ${missing.join(', ')}`;
+}
+
 /** Those of `programs` that this machine lacks. */
-export function missingPrograms(programs: readonly string[]): string[] {
+function missingPrograms(programs: readonly string[]): string[] {
   return programs.filter((program) => {
     for (const directory of PATH.split(delimiter))
       try {
