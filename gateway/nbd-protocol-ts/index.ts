@@ -3,6 +3,7 @@
 export * from './client.ts';
 export * from './conformance.ts';
 export * from './constants.ts';
+export * from './conversation.ts';
 export {
   type ExportTerms,
   Handshake,

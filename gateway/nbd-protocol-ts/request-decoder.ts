@@ -9,6 +9,7 @@
 // length. One RequestHeader object serves all requests: who keeps anything of it copies it during the call.
 // Every request reaches the sink exactly once, as request() or as refused(), in the order of arrival.
 
+import assert from 'node:assert/strict';
 import { Command, commandName, Magic, Size } from './constants.ts';
 import { VIEW_PINS_MAX, WRITE_DRAIN_MAX } from './limits.ts';
 import { readU64 } from './numbers.ts';
@@ -58,6 +59,8 @@ export class RequestDecoder {
   #refusal: Refusal | null = null;
   #state: number = State.HEADER;
   #held = false;
+  /** The last push() handed out payloads that are views of its chunk. */
+  tookViews = false;
 
   constructor(sink: RequestSink, rules: RequestRules) {
     this.#sink = sink;
@@ -74,12 +77,25 @@ export class RequestDecoder {
     this.#held = true;
   }
 
+  /** Where the next bytes of the stream belong while a payload is being put together: read there, then call filled(). */
+  get target(): Buffer | null {
+    return this.#state === State.PAYLOAD ? this.#payload.subarray(this.#payloadBytes) : null;
+  }
+
+  /** The next `bytes` of the stream have been put at the beginning of `target`. */
+  filled(bytes: number): void {
+    assert(this.#state === State.PAYLOAD && bytes <= this.#payload.length - this.#payloadBytes);
+    this.#payloadBytes += bytes;
+    if (this.#payloadBytes === this.#payload.length) this.#onPayload();
+  }
+
   /**
    * Takes bytes of `chunk` from `at` on. Returns the position behind the last one taken: the end of the chunk, unless
    * the sink called hold() or the stream is broken. The chunk must not be changed afterwards: payloads may be views.
    */
   push(chunk: Buffer, at: number): number {
     this.#held = false;
+    this.tookViews = false;
     const end = chunk.length;
     while (at < end && !this.#held) {
       if (this.#state === State.HEADER) {
@@ -147,7 +163,12 @@ export class RequestDecoder {
     }
     if (chunk.length - at >= lengthBytes) {
       const view = chunk.subarray(at, at + lengthBytes);
-      this.#sink.request(header, chunk.length > lengthBytes * VIEW_PINS_MAX ? Buffer.from(view) : view);
+      if (chunk.length > lengthBytes * VIEW_PINS_MAX) {
+        this.#sink.request(header, Buffer.from(view));
+      } else {
+        this.tookViews = true;
+        this.#sink.request(header, view);
+      }
       return at + lengthBytes;
     }
     this.#payload = Buffer.allocUnsafeSlow(lengthBytes);

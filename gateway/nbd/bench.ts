@@ -6,7 +6,7 @@
 // two runs in a row says anything. `node --cpu-prof` on this file profiles the server (fio and nbdkit are children).
 
 import { spawn } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
@@ -54,9 +54,12 @@ try {
     const options = JOBS[job];
     if (options === undefined) throw new Error(`unknown job ${job}; there are ${Object.keys(JOBS).join(', ')}`);
     for (let round = 0; round < Number(values.rounds); round++) {
-      const ourRate = await fio(uriOf(ours), options, values.seconds);
-      const theirRate = values.alone ? Number.NaN : await fio(uriOf(theirs), options, values.seconds);
-      console.log(`${job}: ${ourRate.toFixed(0)} to ${theirRate.toFixed(0)} = ${(ourRate / theirRate).toFixed(2)}`);
+      const our = await measured(() => fio(uriOf(ours), options, values.seconds), process.pid);
+      const their = values.alone
+        ? null
+        : await measured(() => fio(uriOf(theirs), options, values.seconds), nbdkit.pid!);
+      const ratio = their === null ? '' : `  to nbdkit ${said(their)}  ratio ${(our.rate / their.rate).toFixed(2)}`;
+      console.log(`${job}: ours ${said(our)}${ratio}`);
     }
   }
 } finally {
@@ -65,13 +68,41 @@ try {
   rmSync(directory, { recursive: true });
 }
 
+interface Measured {
+  rate: number;
+  cpuMs: number;
+  operations: number;
+}
+function said(m: Measured): string {
+  return `${m.rate.toFixed(0)}/s, ${((m.cpuMs * 1_000) / m.operations).toFixed(1)} us of CPU each`;
+}
+
+/** A run, and what the server's process spent on it. */
+async function measured(run: () => Promise<Omit<Measured, 'cpuMs'>>, pid: number): Promise<Measured> {
+  const before = cpuMsOf(pid);
+  const result = await run();
+  return { ...result, cpuMs: cpuMsOf(pid) - before };
+}
+
+/** User and system time of a process so far, from /proc, whose clock ticks last 10 ms. */
+function cpuMsOf(pid: number): number {
+  const fields = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    .replace(/^.*\) /, '')
+    .split(' ');
+  return (Number(fields[11]) + Number(fields[12])) * 10;
+}
+
 function uriOf(path: string): string {
   return path === ours ? `nbd+unix:///bench?socket=${path}` : `nbd+unix:///?socket=${path}`;
 }
 
-/** Operations per second. @param seconds null: once through the image */
-function fio(uri: string, options: readonly string[], seconds: string | null): Promise<number> {
-  const time = seconds === null ? [] : ['--time_based', `--runtime=${seconds}`, '--ramp_time=1'];
+/** Operations per second, and how many in all. @param seconds null: once through the image */
+function fio(
+  uri: string,
+  options: readonly string[],
+  seconds: string | null,
+): Promise<{ rate: number; operations: number }> {
+  const time = seconds === null ? [] : ['--time_based', `--runtime=${seconds}`];
   const common = ['--name=j', '--ioengine=nbd', `--uri=${uri}`, '--size=1G', '--output-format=json'];
   const child = spawn('fio', [...common, ...time, ...options], { stdio: ['ignore', 'pipe', 'inherit'] });
   let output = '';
@@ -82,7 +113,10 @@ function fio(uri: string, options: readonly string[], seconds: string | null): P
     child.on('close', (status) => {
       if (status !== 0) return reject(new Error(`fio ended with status ${status}: ${output}`));
       const [result] = JSON.parse(output.slice(output.indexOf('{'))).jobs;
-      resolve(result.read.iops + result.write.iops);
+      resolve({
+        rate: result.read.iops + result.write.iops,
+        operations: result.read.total_ios + result.write.total_ios,
+      });
     });
   });
 }

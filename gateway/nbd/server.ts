@@ -11,9 +11,10 @@ import { HANDSHAKE_MS } from '../../proto/limits.ts';
 import type { Clock, Log, Timer } from '../../proto/ports.ts';
 import { FailureLog } from './errno.ts';
 import { ExportTable } from './export-table.ts';
-import { CONNECTIONS_MAX, DRAIN_MS, HANDSHAKES_MAX, KEEP_ALIVE_MS, LINGER_MS } from './limits.ts';
-import { SlabPool, type Wire } from './outbox.ts';
+import { CONNECTIONS_MAX, DRAIN_MS, HANDSHAKES_MAX, KEEP_ALIVE_MS } from './limits.ts';
+import { SlabPool } from './outbox.ts';
 import { Session, type SessionWorld } from './session.ts';
+import { SocketWire } from './socket-wire.ts';
 
 export interface NbdServerOptions {
   readonly client: ImageClient;
@@ -123,7 +124,7 @@ class Gate {
   readonly #log: Log;
   readonly #limits: ServerLimits;
   readonly #world: SessionWorld;
-  readonly #sockets = new Map<Socket, Session>();
+  readonly #wires = new Map<SocketWire, Session>();
   /** Connections that have not chosen an export, and when they must have. */
   readonly #handshakes = new Map<Session, Timer>();
   #turnedAway = 0;
@@ -146,7 +147,13 @@ class Gate {
 
   newServer(): Server {
     return createServer(
-      { noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEP_ALIVE_MS, allowHalfOpen: true },
+      {
+        noDelay: true,
+        keepAlive: true,
+        keepAliveInitialDelay: KEEP_ALIVE_MS,
+        allowHalfOpen: true,
+        pauseOnConnect: true,
+      },
       (socket) => this.#accept(socket),
     );
   }
@@ -157,38 +164,39 @@ class Gate {
   }
 
   #accept(socket: Socket): void {
-    const wire = new SocketWire(socket, this.#clock);
-    if (this.#sockets.size >= this.#limits.connectionsMax || this.#handshakes.size >= this.#limits.handshakesMax) {
-      this.#turnedAway++;
-      // Not a line for each: this is what a flood looks like.
-      if (Number.isInteger(Math.log2(this.#turnedAway)))
-        this.#log.warn('too many connections: client turned away', {
-          peer: wire.peer,
-          connections: this.#sockets.size,
-          handshakes: this.#handshakes.size,
-          turnedAway: this.#turnedAway,
-        });
-      socket.on('error', () => {});
-      socket.destroy();
+    const peer = socket.remoteAddress === undefined ? 'unix socket' : `${socket.remoteAddress}:${socket.remotePort}`;
+    if (this.#wires.size >= this.#limits.connectionsMax || this.#handshakes.size >= this.#limits.handshakesMax) {
+      this.#turnAway(socket, peer);
       return;
     }
+    const wire = new SocketWire(socket, peer, this.#clock, this.#log);
     const session = new Session(this.#world, wire);
-    this.#sockets.set(socket, session);
+    this.#wires.set(wire, session);
     this.#armHandshake(session, wire);
-    socket.on('data', (chunk: Buffer) => session.receive(chunk));
-    socket.on('end', () => session.streamEnded());
-    socket.on('error', (error) => this.#log.debug(`connection failed: ${error.message}`, { peer: wire.peer }));
-    socket.on('close', () => {
-      this.#sockets.delete(socket);
+    wire.start(session, () => {
+      this.#wires.delete(wire);
       this.#handshakeOver(session);
-      wire.stopLingering();
       session.closed();
-      if (this.#sockets.size === 0) this.#onEmpty();
+      if (this.#wires.size === 0) this.#onEmpty();
     });
     session.start();
   }
 
-  #armHandshake(session: Session, wire: Wire): void {
+  #turnAway(socket: Socket, peer: string): void {
+    this.#turnedAway++;
+    // Not a line for each: this is what a flood looks like.
+    if (Number.isInteger(Math.log2(this.#turnedAway)))
+      this.#log.warn('too many connections: client turned away', {
+        peer,
+        connections: this.#wires.size,
+        handshakes: this.#handshakes.size,
+        turnedAway: this.#turnedAway,
+      });
+    socket.on('error', () => {});
+    socket.destroy();
+  }
+
+  #armHandshake(session: Session, wire: SocketWire): void {
     const timer = this.#clock.after(this.#limits.handshakeMs, () => {
       // A client that waits for us to open its image is not late.
       if (session.opening) return this.#armHandshake(session, wire);
@@ -211,16 +219,16 @@ class Gate {
     let deadline: Timer | null = null;
     const tooLate = new Promise<void>((resolve) => {
       deadline = this.#clock.after(this.#limits.drainMs, () => {
-        this.#log.warn('requests are still in flight: connections are cut', { connections: this.#sockets.size });
+        this.#log.warn('requests are still in flight: connections are cut', { connections: this.#wires.size });
         this.#cutAll();
         resolve();
       });
     });
-    for (const session of this.#sockets.values()) session.shutDown();
+    for (const session of this.#wires.values()) session.shutDown();
     await Promise.race([this.#world.exports.drained(), tooLate]);
     // Who is haggling still has had the answer that the server is going; the others have had theirs.
-    for (const [socket, session] of this.#sockets) if (session.state === 'handshake') socket.destroy();
-    if (this.#sockets.size > 0)
+    for (const [wire, session] of this.#wires) if (session.state === 'handshake') wire.destroy();
+    if (this.#wires.size > 0)
       await new Promise<void>((resolve) => {
         this.#onEmpty = resolve;
       });
@@ -229,47 +237,6 @@ class Gate {
   }
 
   #cutAll(): void {
-    for (const socket of this.#sockets.keys()) socket.destroy();
-  }
-}
-
-/** The Wire of a socket. */
-class SocketWire implements Wire {
-  readonly peer: string;
-  readonly #socket: Socket;
-  readonly #clock: Clock;
-  #lingering: Timer | null = null;
-
-  constructor(socket: Socket, clock: Clock) {
-    this.#socket = socket;
-    this.#clock = clock;
-    this.peer = socket.remoteAddress === undefined ? 'unix socket' : `${socket.remoteAddress}:${socket.remotePort}`;
-  }
-
-  write(buffers: readonly Buffer[], sent: () => void): void {
-    const socket = this.#socket;
-    const last = buffers.length - 1;
-    if (last > 0) socket.cork();
-    for (let index = 0; index < last; index++) socket.write(buffers[index]!);
-    socket.write(buffers[last]!, sent);
-    if (last > 0) socket.uncork();
-  }
-  pause(): void {
-    this.#socket.pause();
-  }
-  resume(): void {
-    this.#socket.resume();
-  }
-  end(): void {
-    this.#socket.end();
-    // Reads to the end, so that closing does not throw away what the peer has not read yet.
-    this.#socket.resume();
-    this.#lingering ??= this.#clock.after(LINGER_MS, () => this.#socket.destroy());
-  }
-  destroy(): void {
-    this.#socket.destroy();
-  }
-  stopLingering(): void {
-    this.#lingering?.cancel();
+    for (const wire of this.#wires.keys()) wire.destroy();
   }
 }

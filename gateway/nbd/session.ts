@@ -41,7 +41,13 @@ import {
 } from '../nbd-protocol-ts/index.ts';
 import { errnoOf, type FailureLog } from './errno.ts';
 import type { ExportTable, ExportUser, SharedExport } from './export-table.ts';
-import { INFLIGHT_BYTES_MAX, INFLIGHT_REQUESTS_MAX, STATUS_BYTES_MAX, ZERO_PIECE_BYTES } from './limits.ts';
+import {
+  INFLIGHT_BYTES_MAX,
+  INFLIGHT_REQUESTS_MAX,
+  READ_DIRECT_BYTES_MIN,
+  STATUS_BYTES_MAX,
+  ZERO_PIECE_BYTES,
+} from './limits.ts';
 import { Outbox, type SlabPool, type Wire } from './outbox.ts';
 import { NbdRequest, type RequestOwner } from './request.ts';
 
@@ -114,9 +120,27 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
 
   // --- from the wire
 
-  receive(chunk: Buffer): void {
+  /** Returns whether the chunk is still needed: it must not be changed then, ever. */
+  receive(chunk: Buffer): boolean {
+    if (this.#state === 'closed' || this.#state === 'leaving') return false;
+    if (this.#backlog.push(chunk) > 1) return true;
+    this.#consume();
+    return this.#backlog.length > 0 || this.#decoder?.tookViews === true;
+  }
+
+  /** Where the next bytes belong if they are the data of a large WRITE; null: hand them to receive(). */
+  target(): Buffer | null {
+    if (this.#decoder === null || this.#held || this.#backlog.length > 0) return null;
+    if (this.#state !== 'serving' && this.#state !== 'refusing') return null;
+    const { target } = this.#decoder;
+    return target !== null && target.length >= READ_DIRECT_BYTES_MIN ? target : null;
+  }
+
+  /** So many bytes have been read into what target() gave last. */
+  filled(bytes: number): void {
     if (this.#state === 'closed' || this.#state === 'leaving') return;
-    if (this.#backlog.push(chunk) === 1) this.#consume();
+    this.#decoder!.filled(bytes);
+    this.#waitOrGoOn();
   }
 
   /** The peer will send nothing more. It may still read. */
@@ -239,13 +263,17 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
       }
       if (this.#held || this.opening) break;
     }
+    this.#waitOrGoOn();
+    if (this.#streamEnded && this.#backlog.length === 0) this.#onStreamEnd();
+  }
+
+  #waitOrGoOn(): void {
     const waiting = this.#held || this.opening;
     if (waiting !== this.#paused) {
       this.#paused = waiting;
       if (waiting) this.#wire.pause();
       else this.#wire.resume();
     }
-    if (this.#streamEnded && this.#backlog.length === 0) this.#onStreamEnd();
   }
 
   #onStreamEnd(): void {
