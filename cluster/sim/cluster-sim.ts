@@ -63,13 +63,11 @@ export class ClusterSim {
   readonly #kv = new MemoryKv();
   readonly #machines: Machine[] = [];
   #master: Master | null = null;
-  #verbose: ((line: string) => void) | null;
 
-  constructor(plan: Plan, random: SimRandom, hooks: Hooks, verbose: ((line: string) => void) | null = null) {
+  constructor(plan: Plan, random: SimRandom, hooks: Hooks) {
     this.plan = plan;
     this.random = random;
     this.#hooks = hooks;
-    this.#verbose = verbose;
     this.scheduler = new Scheduler(random.fork('schedule'));
     this.network = new SimNetwork(this.scheduler, random.fork('network'));
     this.masterMachine = this.machine('master');
@@ -326,7 +324,6 @@ export class ClusterSim {
           this.scheduler.fail(new Error(`${life.name} logs ${message}: ${value.message}`, { cause: value }));
       const text = `${level}: ${message}${fields === undefined ? '' : ` ${JSON.stringify(fields)}`}`;
       this.scheduler.note(life.name, text);
-      this.#verbose?.(`${this.scheduler.now.toFixed(3)} ${life.name} ${text}`);
     };
     return {
       debug: (message, fields) => write('debug', message, fields),

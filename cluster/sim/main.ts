@@ -1,8 +1,10 @@
 // Runs seeds of the simulation: node cluster/sim/main.ts [--seeds N] [--seed FIRST] [--verbose] [--store memory|disk]
+// [--plan JSON], which replaces parts of what the seeds draw (plan.ts).
 //
 // Every fifth seed runs twice, and its digests must be equal. Exits 1 when a seed fails, 2 when a run does not repeat.
 
 import { parseArgs } from 'node:util';
+import type { Plan } from './plan.ts';
 import { describeFailure, type RunOptions, runSeed } from './run-seed.ts';
 
 const TWICE_EVERY = 5;
@@ -13,6 +15,7 @@ const { values } = parseArgs({
     seeds: { type: 'string', default: '100' },
     seed: { type: 'string', default: '1' },
     store: { type: 'string' },
+    plan: { type: 'string', default: '{}' },
     verbose: { type: 'boolean', default: false },
   },
 });
@@ -23,6 +26,7 @@ if (!Number.isInteger(count) || count < 1 || !Number.isInteger(first) || first <
   process.exit(64);
 }
 const options: RunOptions = {
+  plan: JSON.parse(values.plan) as Partial<Plan>,
   ...(values.verbose ? { verbose: (line: string) => process.stdout.write(`${line}\n`) } : {}),
   ...(values.store === 'memory' || values.store === 'disk' ? { stores: [values.store] as const } : {}),
 };

@@ -5,8 +5,9 @@ import { audit } from './audit.ts';
 import { ClusterSim, type Hooks } from './cluster-sim.ts';
 import { ImageModel } from './image-model.ts';
 import { Nemesis } from './nemesis.ts';
-import { type Plan, planOf } from './plan.ts';
+import { isolatesPrimaries, type Plan, planOf } from './plan.ts';
 import { SimRandom } from './random.ts';
+import type { TraceEntry } from './scheduler.ts';
 import type { Workload } from './workload.ts';
 import { Writers } from './writers.ts';
 
@@ -32,7 +33,7 @@ export interface RunOptions {
   /** Replaces parts of the plan that the seed drew. */
   readonly plan?: Partial<Plan>;
   readonly stores?: readonly ('memory' | 'disk')[];
-  /** Gets every log line of every process as it comes. */
+  /** Gets every event and every log line of every process as it comes. */
   readonly verbose?: (line: string) => void;
 }
 
@@ -43,8 +44,10 @@ export type VisibleCode = Extract<ErrorCode, 'FENCED' | 'NO_SPACE' | 'IO' | 'INV
 export async function runSeed(seed: number, options: RunOptions = {}): Promise<Outcome> {
   const random = new SimRandom(seed);
   const plan: Plan = { ...planOf(seed, random.fork('plan'), options.stores ?? ['memory']), ...options.plan };
-  const cluster = new ClusterSim(plan, random, options.hooks ?? {}, options.verbose ?? null);
-  const model = new ImageModel(plan.imageBytes, plan.grainBytes);
+  const cluster = new ClusterSim(plan, random, options.hooks ?? {});
+  const { verbose } = options;
+  if (verbose !== undefined) cluster.scheduler.tracer = (entry) => verbose(traceLine(entry));
+  const model = new ImageModel(plan.imageBytes, plan.grainBytes, !plan.strictReaders && isolatesPrimaries(plan));
   const { scheduler } = cluster;
   const workload: Workload = { scheduler, plan, model, random: random.fork('workload'), left: plan.operations };
   const writers = new Writers(cluster, workload);
@@ -78,9 +81,11 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<O
     faultsFired: nemesis.fired,
     vacuous: model.ackedOperations < ACKED_LEAST || nemesis.fired === 0,
     probes: scheduler.probes,
-    trace: scheduler.trace().map(({ time, node, kind, detail }) => `${time.toFixed(3)} ${node} ${kind} ${detail}`),
+    trace: scheduler.trace().map(traceLine),
   };
 }
+
+const traceLine = ({ time, node, kind, detail }: TraceEntry): string => `${time.toFixed(3)} ${node} ${kind} ${detail}`;
 
 /** What to print of a failed seed: enough to run it again and to begin to understand it. */
 export function describeFailure(outcome: Outcome, lines = 60): string {

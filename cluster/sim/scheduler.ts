@@ -48,6 +48,8 @@ export class Scheduler {
   failure: Error | null = null;
   /** Times that each thing worth counting happened: faults fired, rare paths taken. */
   readonly probes = new Map<string, number>();
+  /** Sees every event and note as it comes; the trace keeps only the last ones. */
+  tracer: ((entry: TraceEntry) => void) | null = null;
   readonly #random: SimRandom;
   readonly #heap = new EventHeap();
   readonly #trace: TraceEntry[] = [];
@@ -110,6 +112,7 @@ export class Scheduler {
   /** Puts a line into the trace without any effect. */
   note(node: string, kind: string, detail = 0): void {
     const entry = { time: this.now, node, kind, detail };
+    this.tracer?.(entry);
     if (this.#trace.length < this.#traceLimit) this.#trace.push(entry);
     else this.#trace[this.#traceNext % this.#traceLimit] = entry;
     this.#traceNext++;

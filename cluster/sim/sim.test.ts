@@ -1,0 +1,56 @@
+// Whole clusters under seeds: nothing wrong may be found, and every fifth seed must repeat to the digest.
+//
+// ASHLAR_SEEDS and ASHLAR_SEED choose how many and from which (scripts/test sim --seeds N --seed S).
+
+import test from 'ava';
+import type { Plan } from './plan.ts';
+import { describeFailure, runSeed } from './run-seed.ts';
+
+const SEEDS = Number(process.env.ASHLAR_SEEDS ?? 100);
+const FIRST = Number(process.env.ASHLAR_SEED ?? 1);
+const TWICE_EVERY = 5;
+/** Seeds in which hardly anything happened say nothing; more of them mean that the plans are wrong. */
+const VACUOUS_SHARE_MAX = 0.1;
+
+test(`${SEEDS} seeds from ${FIRST}: clusters that crash, pause, lose and partition keep every promise, twice the same`, async (t) => {
+  t.timeout(10 * 60_000);
+  let vacuous = 0;
+  let acked = 0;
+  const probes = new Set<string>();
+  for (let seed = FIRST; seed < FIRST + SEEDS; seed++) {
+    const outcome = await runSeed(seed);
+    if (outcome.failure !== null) {
+      t.log(describeFailure(outcome));
+      t.fail(`seed ${seed}: ${outcome.failure.message}`);
+      return;
+    }
+    if (outcome.vacuous) vacuous++;
+    acked += outcome.ackedOperations;
+    for (const name of outcome.probes.keys()) probes.add(name);
+    if ((seed - FIRST) % TWICE_EVERY === 0)
+      t.is((await runSeed(seed)).digest, outcome.digest, `seed ${seed} must repeat: something outside it had a say`);
+  }
+  t.log(`${acked} operations acked, ${vacuous} vacuous seeds`);
+  if (SEEDS < 50) return;
+  t.true(vacuous <= SEEDS * VACUOUS_SHARE_MAX, `${vacuous} of ${SEEDS} seeds are vacuous`);
+  for (const fault of ['crash daemon', 'crash master', 'crash writer', 'take over', 'partition', 'payload bit flip'])
+    t.true(probes.has(fault), `no seed had the fault: ${fault}`);
+});
+
+test('another seed is another run', async (t) => {
+  t.not((await runSeed(1)).digest, (await runSeed(2)).digest);
+});
+
+/** Runs that once found something wrong, with what it was. */
+const STORIES: [title: string, seed: number, plan: Partial<Plan>][] = [
+  [
+    'two processes of one directory wait for their predecessor to be gone, the dead one does not become the daemon',
+    24,
+    { faults: ['reset connections', 'crash daemon', 'partition'], faultEveryMs: 300, depth: 16 },
+  ],
+];
+for (const [title, seed, plan] of STORIES)
+  test(title, async (t) => {
+    const outcome = await runSeed(seed, { plan });
+    t.is(outcome.failure, null, outcome.failure === null ? '' : describeFailure(outcome));
+  });
