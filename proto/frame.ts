@@ -167,6 +167,8 @@ export function invalidHeader(from: Buffer, at: number): string | null {
   if (from.readUInt32LE(at + 92) !== hashBytes(from.subarray(at, at + 92))) return 'header checksum is wrong';
   if (from[at + 4] !== FRAME_VERSION) return `frame version ${from[at + 4]}, this side speaks ${FRAME_VERSION}`;
   if (!OPS_KNOWN.has(from[at + 5]!)) return `unknown operation ${from[at + 5]}`;
+  // A sequence number that is none of ours would read as NaN, and NaN passes comparisons that it should fail.
+  if (Number.isNaN(readU64(from, at + 48)) || Number.isNaN(readU64(from, at + 64))) return 'number above 2^53 - 1';
   if (metaBytesAt(from, at) > FRAME_META_MAX) return `meta of ${metaBytesAt(from, at)} bytes`;
   const payload = payloadBytesAt(from, at);
   if (payload > FRAME_PAYLOAD_MAX) return `payload of ${payload} bytes`;
@@ -200,7 +202,7 @@ export function decodeFrame(from: Buffer, at: number, meta: Buffer | null, paylo
   };
 }
 
-/** 64-bit little endian as a Number. A value above 2^53 - 1 can't be ours: it reads as NaN and fails every check. */
+/** 64-bit little endian as a Number. A value above 2^53 - 1 can't be ours: it reads as NaN, for the caller to refuse. */
 export function readU64(from: Buffer, at: number): number {
   const high = from.readUInt32LE(at + 4);
   return high < 2 ** 21 ? high * 2 ** 32 + from.readUInt32LE(at) : Number.NaN;

@@ -18,6 +18,9 @@ import { FRAME_META_MAX } from './limits.ts';
 /** Version of what is said inside frames; both sides must speak the same. */
 export const PROTOCOL_VERSION = 1;
 
+/** Longest text in a hello. */
+const HELLO_TEXT_MAX = 256;
+
 /** Says who connects, to whom it believes to speak, and (in the reply) who answers. JSON in a HELLO's meta. */
 export interface Hello {
   protocol: number;
@@ -41,8 +44,12 @@ export function decodeHello(meta: Buffer | null): Hello {
   }
   if (typeof hello !== 'object' || hello === null) throw new StorageError('INVALID', 'hello is not an object');
   const fields = hello as Record<string, unknown>;
-  for (const name of ['clusterId', 'uuid', 'bootId', 'toBootId'])
-    if (typeof fields[name] !== 'string') throw new StorageError('INVALID', `hello without ${name}`);
+  for (const name of ['clusterId', 'uuid', 'bootId', 'toBootId']) {
+    const text = fields[name];
+    if (typeof text !== 'string') throw new StorageError('INVALID', `hello without ${name}`);
+    if (text.length > HELLO_TEXT_MAX)
+      throw new StorageError('INVALID', `hello with a ${name} of ${text.length} characters`);
+  }
   if (fields.role !== 'client' && fields.role !== 'daemon')
     throw new StorageError('INVALID', 'hello with an unknown role');
   if (!Number.isSafeInteger(fields.id) || !Number.isSafeInteger(fields.protocol))
@@ -94,7 +101,7 @@ export function decodeEntries<E extends WireEntry>(pg: PgId, from: Buffer | null
   for (let at = start; at < from.length; at += ENTRY_BYTES)
     entries.push({
       pg,
-      version: { since: from.readUInt32LE(at), seq: readU64(from, at + 4) },
+      version: readVersion(from, at),
       op: from[at + 12]!,
       order: from[at + 13]!,
       image: from.readUInt32LE(at + 16),
@@ -102,7 +109,7 @@ export function decodeEntries<E extends WireEntry>(pg: PgId, from: Buffer | null
       offset: from.readUInt32LE(at + 24),
       length: from.readUInt32LE(at + 28),
       session: from.readUInt32LE(at + 32),
-      sessionSeq: readU64(from, at + 36),
+      sessionSeq: readSeq(from, at + 36),
     });
   return entries as E[];
 }
@@ -197,5 +204,10 @@ function writeVersion(target: Buffer, version: Version, at: number): void {
   writeU64(target, version.seq, at + 4);
 }
 function readVersion(from: Buffer, at: number): Version {
-  return { since: from.readUInt32LE(at), seq: readU64(from, at + 4) };
+  return { since: from.readUInt32LE(at), seq: readSeq(from, at + 4) };
+}
+function readSeq(from: Buffer, at: number): number {
+  const seq = readU64(from, at);
+  if (Number.isNaN(seq)) throw new StorageError('INVALID', 'sequence number above 2^53 - 1');
+  return seq;
 }
