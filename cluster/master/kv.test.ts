@@ -66,7 +66,7 @@ test("sqlite: another program's database, or no database at all, is refused and 
   t.is(code(t.throws(() => new SqliteKv(join(directory, 'no', 'such', 'place.db')))), 'IO');
 });
 
-test('sqlite: after a batch everything is in the one file: no journal and no write-ahead log beside it', async (t) => {
+test('sqlite: whoever copies the one file, of a store in use, has everything that was acked', async (t) => {
   const path = freshFile();
   const kv = new SqliteKv(path);
   await kv.batch({ compares: [], puts: [{ key: '/a', value: '1' }], deletes: [] });

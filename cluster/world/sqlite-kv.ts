@@ -1,8 +1,9 @@
 // The key-value port on SQLite (node:sqlite): one table, one file, one process.
 //
 // journal_mode DELETE with synchronous FULL: a batch is one transaction that is on the disk when batch() returns, also
-// after a power cut (SQLite documentation, "PRAGMA synchronous"). The rollback journal is slower than WAL by one sync,
-// which the control plane does not notice, and leaves one self-contained file to copy. locking_mode EXCLUSIVE keeps
+// after a power cut (SQLite documentation, "PRAGMA synchronous"). That costs four fsyncs, where a write-ahead log would
+// need one; a batch of 65 records took 0.85 ms instead of 0.49 ms on a virtual disk. In exchange the one file is always
+// complete: whoever copies it alone, as people do, has everything that was acked. locking_mode EXCLUSIVE keeps
 // every other process out for as long as this one lives; the lock goes with the process, so there is none to clean up.
 
 import { DatabaseSync, type StatementSync } from 'node:sqlite';
