@@ -337,6 +337,7 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
 
   broken(reason: string): void {
     this.#world.log.warn(`client cut off: ${reason}`, { peer: this.peer, export: this.#shared!.name });
+    this.#state = 'leaving'; // nothing that still waits to be parsed is looked at
     this.#wire.destroy();
   }
 
