@@ -170,7 +170,10 @@ function circumstances(options: NbdOptions): string[] {
 
 function revision(): string {
   try {
-    return execFileSync('git', ['-C', ROOT, 'describe', '--always', '--dirty'], { encoding: 'utf8' }).trim();
+    return execFileSync('git', ['-C', ROOT, 'describe', '--always', '--dirty'], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
   } catch {
     return 'unknown';
   }

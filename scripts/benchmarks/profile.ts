@@ -44,5 +44,5 @@ for (const path of positionals) {
   }
   if (!('nodes' in profile) && !('head' in profile)) refuse(`${path} is neither a CPU nor a heap profile`);
   if (positionals.length > 1) console.log(`${path}:`);
-  console.log(summaryText(summarise(profile, ROOT), Number(values.top)));
+  console.log(summaryText(summarise([profile], ROOT), Number(values.top)));
 }

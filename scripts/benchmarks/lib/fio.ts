@@ -5,6 +5,8 @@ import { IMAGE_BYTES, type Job } from './jobs.ts';
 
 /** The first second of a run warms caches up and is not counted. */
 const RAMP_SECONDS = 1;
+/** After the last request fio takes some 10 ms to hang up and end: servers then end threads, and with them their figures. */
+const EXIT_MS = 50;
 /** A run that takes this much longer than asked hangs: it is ended, and its job counts as failed. */
 const OVERTIME_MS = 60_000;
 
@@ -90,7 +92,7 @@ export function parse(stdout: string): FioJob {
   return job;
 }
 
-/** @param endMs when fio ended: it ends some 10 ms after the last request */
+/** @param endMs when fio ended */
 export function resultOf(job: FioJob, endMs: number): FioResult {
   const direction = job.read.total_ios > 0 ? job.read : job.write;
   if (direction.total_ios === 0) throw new BenchmarkError('fio counts no request at all in the time of the run');
@@ -104,7 +106,7 @@ export function resultOf(job: FioJob, endMs: number): FioResult {
     flushP99Us: flushes === undefined ? null : microseconds(flushes, 99),
     cpuUsPerIo: ((job.usr_cpu + job.sys_cpu) * 10 * job.job_runtime) / direction.total_ios,
     fromMs: endMs - direction.runtime,
-    untilMs: endMs,
+    untilMs: endMs - EXIT_MS,
   };
 }
 

@@ -29,7 +29,7 @@ export interface HeapProfile {
 }
 
 export interface Cost {
-  /** "onFrame cluster/daemon/inbound.ts:120" */
+  /** "onFrame cluster/daemon/inbound.ts:120", "writev ← flush cluster/world/sockets.ts:80" */
   name: string;
   self: number;
   /** With all that it called; a function that calls itself counts once. */
@@ -45,21 +45,29 @@ export interface Summary {
   files: Cost[];
 }
 
-/** @param root paths below it are told without it */
-export function summarise(profile: CpuProfile | HeapProfile, root: string): Summary {
-  return 'nodes' in profile ? summariseCpu(profile, root) : summariseHeap(profile, root);
+/**
+ * Profiles of one kind, of one process or of several that do the same.
+ * @param root paths below it are told without it
+ */
+export function summarise(profiles: readonly (CpuProfile | HeapProfile)[], root: string): Summary {
+  const tally = new Tally(root);
+  let elapsed: number | null = null;
+  for (const profile of profiles)
+    if ('nodes' in profile) {
+      tallyCpu(profile, tally);
+      elapsed = (elapsed ?? 0) + (profile.endTime - profile.startTime) / 1000;
+    } else tallyHeap(profile.head, tally);
+  return { unit: elapsed === null ? 'KiB' : 'ms', elapsed, ...tally.result() };
 }
 
-function summariseCpu(profile: CpuProfile, root: string): Summary {
+function tallyCpu(profile: CpuProfile, tally: Tally): void {
   const selfUs = new Map<number, number>();
   // timeDeltas[i] is the time before sample i: what ran then is sample i - 1.
-  for (let i = 0; i < profile.samples.length; i++) {
-    const delta = i + 1 < profile.timeDeltas.length ? profile.timeDeltas[i + 1]! : 0;
+  for (let i = 0; i + 1 < profile.samples.length; i++) {
     const id = profile.samples[i]!;
-    selfUs.set(id, (selfUs.get(id) ?? 0) + Math.max(0, delta));
+    selfUs.set(id, (selfUs.get(id) ?? 0) + Math.max(0, profile.timeDeltas[i + 1]!));
   }
   const byId = new Map(profile.nodes.map((node) => [node.id, node]));
-  const tally = new Tally(root);
   const walk = (id: number): void => {
     const { callFrame, children } = byId.get(id)!;
     if (callFrame.functionName === '(idle)') return;
@@ -68,18 +76,12 @@ function summariseCpu(profile: CpuProfile, root: string): Summary {
     tally.leave();
   };
   walk(profile.nodes[0]!.id);
-  return { unit: 'ms', elapsed: (profile.endTime - profile.startTime) / 1000, ...tally.result() };
 }
 
-function summariseHeap(profile: HeapProfile, root: string): Summary {
-  const tally = new Tally(root);
-  const walk = (node: HeapNode): void => {
-    tally.enter(node.callFrame, node.selfSize / 1024);
-    node.children.forEach(walk);
-    tally.leave();
-  };
-  walk(profile.head);
-  return { unit: 'KiB', elapsed: null, ...tally.result() };
+function tallyHeap(node: HeapNode, tally: Tally): void {
+  tally.enter(node.callFrame, node.selfSize / 1024);
+  for (const child of node.children) tallyHeap(child, tally);
+  tally.leave();
 }
 
 /** Adds costs up along a walk through the tree of calls. */
@@ -87,8 +89,8 @@ class Tally {
   readonly #root: string;
   readonly #functions = new Map<string, Cost>();
   readonly #files = new Map<string, Cost>();
-  /** Those being walked through, outermost first. */
-  readonly #path: { inFunction: string; inFile: string }[] = [];
+  /** Those being walked through, outermost first; `ours` is the nearest function of the product. */
+  readonly #path: { inFunction: string; inFile: string; ours: string }[] = [];
   #busy = 0;
 
   constructor(root: string) {
@@ -96,9 +98,12 @@ class Tally {
   }
   enter(frame: CallFrame, self: number): void {
     const inFile = fileOf(frame, this.#root);
-    const name = frame.functionName === '' ? '(anonymous)' : frame.functionName;
-    const inFunction = frame.url === '' ? name : `${name} ${inFile}:${frame.lineNumber + 1}`;
-    this.#path.push({ inFunction, inFile });
+    const callerOfOurs = this.#path.at(-1)?.ours ?? '';
+    const isOurs = pathOf(frame).startsWith(`${this.#root}/`) && !frame.url.includes('/node_modules/');
+    const place = placeOf(frame, inFile);
+    // What is not the product's is told with who of the product wanted it.
+    const inFunction = isOurs || callerOfOurs === '' ? place : `${place} ← ${callerOfOurs}`;
+    this.#path.push({ inFunction, inFile, ours: isOurs ? place : callerOfOurs });
     this.#busy += self;
     if (self === 0) return;
     costOf(this.#functions, inFunction).self += self;
@@ -124,9 +129,18 @@ function costOf(costs: Map<string, Cost>, name: string): Cost {
   return made;
 }
 
-function fileOf({ url, functionName }: CallFrame, root: string): string {
-  if (url === '') return functionName.startsWith('(') ? functionName : '(native)';
-  const path = url.startsWith('file://') ? fileURLToPath(url) : url;
+function placeOf(frame: CallFrame, inFile: string): string {
+  const name = frame.functionName === '' ? '(anonymous)' : frame.functionName;
+  return frame.url === '' ? name : `${name} ${inFile}:${frame.lineNumber + 1}`;
+}
+
+function pathOf({ url }: CallFrame): string {
+  return url.startsWith('file://') ? fileURLToPath(url) : url;
+}
+
+function fileOf(frame: CallFrame, root: string): string {
+  if (frame.url === '') return frame.functionName.startsWith('(') ? frame.functionName : '(native)';
+  const path = pathOf(frame);
   return path.startsWith(`${root}/`) ? path.slice(root.length + 1) : path;
 }
 

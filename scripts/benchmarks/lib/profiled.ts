@@ -14,7 +14,7 @@ export function profilingEnvironment(): NodeJS.ProcessEnv {
   return { ...process.env, NODE_OPTIONS: before === '' ? INSPECTOR_OPTION : `${before} ${INSPECTOR_OPTION}` };
 }
 
-/** Profiles of a run lie at PREFIX-ROLE-ID.cpuprofile afterwards. @param tell gets a summary of each */
+/** Profiles of a run lie at PREFIX-ROLE-ID.cpuprofile afterwards. @param tell gets a summary of each role */
 export async function profiledRun(
   subject: Subject,
   job: Job,
@@ -27,6 +27,7 @@ export async function profiledRun(
   const chosen = subject.processes().filter(({ role }) => wish.roles.includes(role));
   const recordings = await Promise.all(
     chosen.map(async ({ role, id, pid, logPath }) => ({
+      role,
       inspector: await Inspector.open(pid, logPath),
       path: `${prefix}-${role}-${id}${SUFFIX[wish.kind]}`,
     })),
@@ -38,9 +39,12 @@ export async function profiledRun(
   } finally {
     await Promise.all(recordings.map(({ inspector, path }) => inspector.stop(wish.kind, path)));
   }
-  for (const { path } of recordings) {
-    const profile = JSON.parse(readFileSync(path, 'utf8')) as CpuProfile | HeapProfile;
-    tell(`\n${job.title}: ${path}\n${summaryText(summarise(profile, root), wish.top)}`);
+  for (const role of wish.roles) {
+    const paths = recordings.filter((recording) => recording.role === role).map(({ path }) => path);
+    const profiles = paths.map((path) => JSON.parse(readFileSync(path, 'utf8')) as CpuProfile | HeapProfile);
+    const cpuUs = run.costs.find((cost) => cost.role === role)?.cpuUs.toFixed(1);
+    tell(`\n${job.title}, ${role}: ${cpuUs} µs of CPU per request in all its threads; the main thread's profile:`);
+    tell(`${summaryText(summarise(profiles, root), wish.top)}\n${paths.join('\n')}`);
   }
   return run;
 }

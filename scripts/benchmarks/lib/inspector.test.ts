@@ -1,0 +1,41 @@
+import { spawn } from 'node:child_process';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import test from 'ava';
+import { sleep } from './children.ts';
+import { INSPECTOR_OPTION, Inspector } from './inspector.ts';
+import { summarise } from './profile-summary.ts';
+
+test('two running processes are profiled at once and again, without a restart, and each shows its own work', async (t) => {
+  const directory = mkdtempSync(join(tmpdir(), 'inspector-test-'));
+  t.teardown(() => rmSync(directory, { recursive: true }));
+  const start = (name: string) => {
+    const program = `
+      function ${name}() { const end = performance.now() + 10; let kept; while (performance.now() < end) kept = [kept === 1]; return kept; }
+      setInterval(${name}, 20);`;
+    const logPath = join(directory, `${name}.log`);
+    const log = openSync(logPath, 'w');
+    const child = spawn(process.execPath, [INSPECTOR_OPTION, '-e', program], { stdio: ['ignore', 'ignore', log] });
+    closeSync(log);
+    t.teardown(() => child.kill('SIGKILL'));
+    return { name, logPath, pid: child.pid! };
+  };
+  const programs = [start('cutStones'), start('mixMortar')];
+  await sleep(300); // SIGUSR1 would end a Node that has not come up yet
+  for (const kind of ['cpu', 'allocations'] as const) {
+    const inspectors = await Promise.all(programs.map(({ pid, logPath }) => Inspector.open(pid, logPath)));
+    await Promise.all(inspectors.map((inspector) => inspector.start(kind)));
+    await sleep(600);
+    for (const [i, inspector] of inspectors.entries()) {
+      const path = join(directory, `${i}.profile`);
+      await inspector.stop(kind, path);
+      const summary = summarise([JSON.parse(readFileSync(path, 'utf8'))], directory);
+      t.true(
+        summary.functions.slice(0, 3).some(({ name }) => name.startsWith(programs[i]!.name)),
+        `${kind}: ${JSON.stringify(summary.functions.slice(0, 3))}`,
+      );
+      t.false(summary.functions.some(({ name }) => name.startsWith(programs[1 - i]!.name)));
+    }
+  }
+});
