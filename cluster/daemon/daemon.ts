@@ -8,7 +8,7 @@
 // older interval is refused with STALE and the epoch that explains it. A failed disk ends the process: see onFatal.
 
 import type { ControlLink, PgReport, Subscription } from '../../proto/control.ts';
-import { StorageError, wireStatus } from '../../proto/errors.ts';
+import { StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op, replyTo } from '../../proto/frame.ts';
 import { type DaemonId, type Epoch, type PgId, poolOfPg } from '../../proto/ids.ts';
 import { HEARTBEAT_MS } from '../../proto/limits.ts';
@@ -28,6 +28,10 @@ import { type Request, refuse } from './request.ts';
 const MASTER_RETRY_MS = 300;
 /** How long a frame may wait for the map it was stamped with. */
 const MAP_WAIT_MS = 5_000;
+/** Bytes of frames that wait for a map; more are refused for now. Any number may claim to be an epoch. */
+const MAP_WAIT_BYTES_MAX = 256 * 1024 * 1024;
+/** What a waiting frame costs besides its payload. */
+const WAITER_BYTES = 1024;
 /** How often a member that was full is asked whether it still is. */
 const FULL_PROBE_MS = 1_000;
 
@@ -84,9 +88,12 @@ export class Daemon {
   readonly #pgs = new Map<PgId, Pg>();
   readonly #links = new Map<DaemonId, PeerLink>();
   #waitingForMap: { request: Request; from: Inbound }[] = [];
+  #waitingBytes = 0;
   #listeners: Listener[] = [];
   #subscription: Subscription | null = null;
   #reported = new Map<PgId, string>();
+  /** An update did not fit: only a whole map will do. */
+  #lostTrack = false;
   #stopped = false;
 
   constructor(ports: DaemonPorts) {
@@ -144,7 +151,7 @@ export class Daemon {
         this.#ports.onMap?.(clusterId, id, this.epoch);
         this.#reported.clear();
         this.#subscription = this.control.subscribe(
-          { role: 'daemon', id, bootId: identity.bootId, epoch: this.epoch },
+          { role: 'daemon', id, bootId: identity.bootId, epoch: this.#lostTrack ? 0 : this.epoch },
           {
             onUpdate: (update) => this.#onUpdate(update),
             onClose: (reason) => {
@@ -211,13 +218,14 @@ export class Daemon {
     try {
       map = applyUpdate(before, update);
     } catch (error) {
-      // A gap: ask again from nothing.
+      // A gap: ask again from nothing, and obey the old map until then.
       this.log.warn('map update does not fit, asking for the whole map', { why: String(error) });
       this.#subscription?.close();
       this.#subscription = null;
-      this.map = null;
+      this.#lostTrack = true;
       return this.#joinLater('map update does not fit');
     }
+    this.#lostTrack = false;
     if (map === before) return;
     this.map = map;
     this.#ports.onMap?.(map.clusterId, this.id, map.epoch);
@@ -227,6 +235,7 @@ export class Daemon {
     for (const pg of [...this.#pgs.keys()]) if (!map.pgs.has(pg)) this.#leavePg(pg);
     const waiting = this.#waitingForMap;
     this.#waitingForMap = [];
+    this.#waitingBytes = 0;
     for (const { request, from } of waiting) this.dispatch(request, from);
     // A fence waits for every daemon to say that it obeys this map; and status wants to know soon.
     this.#heartbeat();
@@ -297,7 +306,7 @@ export class Daemon {
   /** A frame from a peer that has said hello. */
   dispatch(request: Request, from: Inbound): void {
     const { frame } = request;
-    if (frame.epoch > this.epoch) return this.#waitForMap(request, from);
+    if (this.map === null || frame.epoch > this.epoch) return this.#waitForMap(request, from);
     if (frame.op === Op.SYNC) return this.#sync(request);
     if (frame.op >= Op.REPLICATE) {
       if (from.hello?.role === 'daemon') return this.#members.handle(request, from.hello.id);
@@ -321,13 +330,17 @@ export class Daemon {
   }
 
   #waitForMap(request: Request, from: Inbound): void {
+    const bytes = WAITER_BYTES + (request.frame.payload?.length ?? 0);
+    if (this.#waitingBytes + bytes > MAP_WAIT_BYTES_MAX) return refuse(request, 'UNAVAILABLE', this.epoch);
     const waiter = { request, from };
     this.#waitingForMap.push(waiter);
+    this.#waitingBytes += bytes;
     this.clock.after(MAP_WAIT_MS, () => {
       const at = this.#waitingForMap.indexOf(waiter);
       if (at === -1) return;
       this.#waitingForMap.splice(at, 1);
-      request.from.send(replyTo(request.frame, wireStatus('UNAVAILABLE'), this.epoch));
+      this.#waitingBytes -= bytes;
+      refuse(request, 'UNAVAILABLE', this.epoch);
     });
   }
 

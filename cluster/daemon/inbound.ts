@@ -10,7 +10,7 @@ import { decodeHello, encodeHello, type Hello, PROTOCOL_VERSION } from '../../pr
 import type { Connection, ConnectionEvents, Timer } from '../../proto/ports.ts';
 import type { Daemon } from './daemon.ts';
 
-/** Connections that have not said hello yet; more are closed at once. */
+/** Connections that have not said hello yet; when there are more, the oldest goes: an honest one says it at once. */
 const STRANGERS_MAX = 100;
 
 export class Inbounds {
@@ -26,7 +26,8 @@ export class Inbounds {
     const inbound = new Inbound(this.#daemon, this, connection);
     connection.events = inbound;
     this.#strangers.add(inbound);
-    if (this.#strangers.size > STRANGERS_MAX) inbound.close('too many connections without a hello');
+    if (this.#strangers.size <= STRANGERS_MAX) return;
+    for (const oldest of this.#strangers) return oldest.close('too many connections without a hello');
   };
 
   introduced(inbound: Inbound, hello: Hello): void {
@@ -102,6 +103,7 @@ export class Inbound implements ConnectionEvents {
       else if (hello.clusterId !== identity.clusterId)
         why = `cluster ${hello.clusterId}, this daemon belongs to ${identity.clusterId}`;
       else if (hello.toBootId !== identity.bootId) why = 'this process is not the one you look for';
+      else why = this.#impostor(hello);
     } catch (error) {
       if (!(error instanceof StorageError)) throw error;
       why = error.message;
@@ -125,5 +127,12 @@ export class Inbound implements ConnectionEvents {
       toBootId: this.hello.bootId,
     });
     this.#connection.send(reply);
+  }
+
+  /** A daemon's number belongs to one directory for ever; one that is not in the map yet can't be a primary either. */
+  #impostor(hello: Hello): string | null {
+    if (hello.role !== 'daemon') return null;
+    const known = this.#daemon.map?.daemons.get(hello.id);
+    return known === undefined || known.uuid === hello.uuid ? null : `daemon ${hello.id} is another directory`;
   }
 }

@@ -11,7 +11,7 @@
 // or a broken link ends it and another takes its place.
 
 import type { PgState } from '../../proto/control.ts';
-import { codeOfStatus } from '../../proto/errors.ts';
+import { codeOfStatus, StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op } from '../../proto/frame.ts';
 import { type DaemonId, pgName, sameVersion } from '../../proto/ids.ts';
 import type { PgEntry, PoolEntry } from '../../proto/map.ts';
@@ -108,7 +108,11 @@ export class Interval {
       this.daemon.log.info('another member has the newest log', { pg: pgName(this.entry.pg), daemon: ids[best] });
       this.daemon.control
         .call('preferPrimary', { pg: this.entry.pg, since: this.entry.since, daemon: ids[best]! })
-        .catch(() => this.#retryLater());
+        // The new interval ends this one; if none comes, the answer may be another by then.
+        .then(
+          () => this.#retryLater(),
+          () => this.#retryLater(),
+        );
       return;
     }
     this.#awaited = this.others.length + 1;
@@ -186,12 +190,16 @@ export class Interval {
     this.daemon.peer(id).request(frame, {
       onReply: (reply) => {
         if (this.#over) return;
-        if (reply.status === 0) return done(reply);
-        this.daemon.log.debug('member refuses', {
-          pg: pgName(this.entry.pg),
-          daemon: id,
-          why: codeOfStatus(reply.status),
-        });
+        let why: string = codeOfStatus(reply.status);
+        if (reply.status === 0) {
+          try {
+            return done(reply);
+          } catch (error) {
+            if (!(error instanceof StorageError)) throw error;
+            why = error.message;
+          }
+        }
+        this.daemon.log.debug('member refuses', { pg: pgName(this.entry.pg), daemon: id, why });
         this.#retryLater();
       },
       onLost: () => {

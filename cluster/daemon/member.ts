@@ -8,15 +8,27 @@ import { firstMismatch } from '../../proto/checksum.ts';
 import { type ErrorCode, StorageError, wireStatus } from '../../proto/errors.ts';
 import { Flag, type Frame, Op, replyTo } from '../../proto/frame.ts';
 import { type PgId, pgName } from '../../proto/ids.ts';
+import { BLOCK_BYTES } from '../../proto/limits.ts';
 import { decodeActivation, encodeEntries, encodeListing, encodePgInfo, LISTED_MAX } from '../../proto/peer-messages.ts';
 import type { EntryOp, LogEntry } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
 import type { Request } from './request.ts';
 
+/** An interval is named by an epoch, 32 bits; in a push it travels in a field of 64. */
+const SINCE_MAX = 2 ** 32 - 1;
+
+/** A PG that its primary has activated in the current interval. */
+interface Activated {
+  readonly since: number;
+  /** Where its log ends. */
+  lastSeq: number;
+  /** The activation is on stable storage. */
+  durable: boolean;
+}
+
 export class Members {
   readonly #daemon: Daemon;
-  /** Where each PG's log ends, for PGs activated in their current interval. */
-  readonly #active = new Map<PgId, { since: number; lastSeq: number }>();
+  readonly #active = new Map<PgId, Activated>();
 
   constructor(daemon: Daemon) {
     this.#daemon = daemon;
@@ -61,16 +73,10 @@ export class Members {
 
   #onReplicate(request: Request): void {
     const { frame } = request;
-    const state = this.#active.get(frame.pg);
-    if (state === undefined || state.since !== frame.since || frame.pgSeq !== state.lastSeq + 1)
-      return this.#answer(request, 'STALE');
-    if (frame.payload !== null) {
-      if (
-        frame.meta === null ||
-        firstMismatch(frame.payload, frame.meta, frame.image, frame.object, frame.offset) !== -1
-      )
-        return this.#answer(request, 'CHECKSUM');
-    }
+    const state = this.#activated(frame);
+    if (state === null || frame.pgSeq !== state.lastSeq + 1) return this.#answer(request, 'STALE');
+    const why = invalidData(frame);
+    if (why !== null) return this.#answer(request, why);
     const entry: LogEntry = {
       pg: frame.pg,
       version: { since: frame.since, seq: frame.pgSeq },
@@ -117,10 +123,12 @@ export class Members {
     else if (mode === 'truncate') store.truncateLog(pg, version);
     if (entries.length > 0) store.mergeLog(pg, entries);
     store.setPg(pg, since, complete);
-    const lastSeq = store.pgInfo(pg).last.seq;
+    const state: Activated = { since, lastSeq: store.pgInfo(pg).last.seq, durable: false };
+    this.#active.set(pg, state);
     store.sync((error) => {
-      if (error !== null || this.#daemon.map?.pgs.get(pg)?.since !== since) return;
-      this.#active.set(pg, { since, lastSeq });
+      // A newer interval, or a primary that began anew, has made it void meanwhile.
+      if (error !== null || this.#active.get(pg) !== state) return;
+      state.durable = true;
       this.#answer(request, 'OK');
     });
   }
@@ -128,18 +136,15 @@ export class Members {
   #onPush(request: Request): void {
     const { frame } = request;
     const { store } = this.#daemon;
-    if (this.#active.get(frame.pg)?.since !== frame.since) return this.#answer(request, 'STALE');
+    if (this.#activated(frame) === null) return this.#answer(request, 'STALE');
     const done = (error: Error | null): void => {
       if (error === null) this.#answer(request, 'OK');
     };
     const last = (frame.flags & Flag.LAST) !== 0;
     // A push without a version is the removal of an object that the primary does not have.
     if (frame.pgSeq === 0) return store.recoverDelete(frame.pg, frame.image, frame.object, done);
-    if (
-      frame.payload !== null &&
-      firstMismatch(frame.payload, frame.meta!, frame.image, frame.object, frame.offset) !== -1
-    )
-      return this.#answer(request, 'CHECKSUM');
+    const why = frame.seq > SINCE_MAX ? 'INVALID' : invalidData(frame);
+    if (why !== null) return this.#answer(request, why);
     store.recover(
       {
         pg: frame.pg,
@@ -160,9 +165,15 @@ export class Members {
   #onComplete(request: Request): void {
     const { store } = this.#daemon;
     const { pg, since } = request.frame;
-    if (this.#active.get(pg)?.since !== since) return this.#answer(request, 'STALE');
+    if (this.#activated(request.frame) === null) return this.#answer(request, 'STALE');
     store.setPg(pg, since, true);
     store.sync((error) => error === null && this.#answer(request, 'OK'));
+  }
+
+  /** The PG's state if it is activated in the interval that the frame belongs to. */
+  #activated(frame: Frame): Activated | null {
+    const state = this.#active.get(frame.pg);
+    return state?.durable === true && state.since === frame.since ? state : null;
   }
 
   #answer(request: Request, code: ErrorCode, meta: Buffer | null = null): void {
@@ -171,4 +182,11 @@ export class Members {
     if (this.#daemon.full) reply.flags |= Flag.FULL;
     request.from.send(reply);
   }
+}
+
+/** Why the data of an entry or a push can't be right, or null. Whether there must be any is for the store to say. */
+function invalidData({ payload, meta, image, object, offset, length }: Frame): ErrorCode | null {
+  if (payload === null) return null;
+  if (payload.length !== length || meta?.length !== (length / BLOCK_BYTES) * 4) return 'INVALID';
+  return firstMismatch(payload, meta, image, object, offset) === -1 ? null : 'CHECKSUM';
 }
