@@ -23,6 +23,8 @@ interface Item {
   /** Client writes that wait for it, in order. */
   readonly waiters: Request[];
   state: 'queued' | 'pushing';
+  /** Gives its turn in the queue back, while it is being pushed. */
+  giveBack: (() => void) | null;
 }
 
 export class Recovery {
@@ -57,6 +59,8 @@ export class Recovery {
     if (this.#over) return [];
     this.#over = true;
     this.#interval.daemon.recoveryQueue.removeAll(this);
+    // A push to a member that is gone is never answered: its turn must not be lost with it.
+    for (const item of this.#items.values()) this.#giveBack(item);
     return [...this.#items.values()].flatMap((item) => item.waiters);
   }
 
@@ -74,13 +78,14 @@ export class Recovery {
     const item = this.#items.get(key);
     if (this.#over || item === undefined || item.state === 'pushing') return done();
     item.state = 'pushing';
+    item.giveBack = done;
     void this.#pushObject(item).then(
       () => {
-        done();
+        this.#giveBack(item);
         if (!this.#over) this.#pushed(key, item);
       },
       (error: Error) => {
-        done();
+        this.#giveBack(item);
         if (this.#over) return;
         const { object } = item.object;
         this.#interval.daemon.log.error('cannot recover an object', {
@@ -94,10 +99,16 @@ export class Recovery {
     );
   }
 
+  #giveBack(item: Item): void {
+    const { giveBack } = item;
+    item.giveBack = null;
+    giveBack?.();
+  }
+
   #add(key: ObjectKey, id: DaemonId, object: MissingObject): void {
     const item = this.#items.get(key);
     if (item === undefined) {
-      this.#items.set(key, { object, members: [id], waiters: [], state: 'queued' });
+      this.#items.set(key, { object, members: [id], waiters: [], state: 'queued', giveBack: null });
       return;
     }
     item.members.push(id);
