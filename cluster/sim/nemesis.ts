@@ -132,6 +132,7 @@ export class Nemesis {
     const { scheduler, network } = this.#cluster;
     const random = this.#random;
     const living = this.#cluster.machines.filter((machine) => machine.up && machine.name !== 'admin');
+    if (living.length < 2) return false;
     const lone = random.pick(living);
     const others = random.shuffle(living.filter((machine) => machine !== lone));
     const cut = others.slice(0, random.pick([1, random.between(1, others.length), others.length]));

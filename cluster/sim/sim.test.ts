@@ -48,6 +48,11 @@ const STORIES: [title: string, seed: number, plan: Partial<Plan>][] = [
     24,
     { faults: ['reset connections', 'crash daemon', 'partition'], faultEveryMs: 300, depth: 16 },
   ],
+  [
+    'pushes to members that are gone give their turns back, and recovery goes on',
+    445,
+    { faults: ['break streams'], faultEveryMs: 300, depth: 16 },
+  ],
 ];
 for (const [title, seed, plan] of STORIES)
   test(title, async (t) => {
