@@ -9,7 +9,7 @@ import type { Store } from '../store/store.ts';
 import { openClock } from '../world/clock.ts';
 import { lockDirectory } from '../world/directory-lock.ts';
 import { openDirectory } from '../world/disk.ts';
-import { GrpcLink } from '../world/grpc-link.ts';
+import { openControlLink } from '../world/grpc-link.ts';
 import { hostId } from '../world/host.ts';
 import { type Life, ROLE_OPTIONS, type Running, runRole } from '../world/lifecycle.ts';
 import { parseOptions, UsageError } from '../world/options.ts';
@@ -54,7 +54,7 @@ async function start({ log, fail }: Life): Promise<Running> {
   const daemon = new Daemon({
     clock,
     network,
-    control: new GrpcLink(options.master),
+    control: openControlLink(options.master),
     store,
     log,
     identity: {

@@ -5,7 +5,7 @@ import { hostname } from 'node:os';
 import { resolve } from 'node:path';
 import { PoolClient } from '../../cluster/client/client.ts';
 import { openClock } from '../../cluster/world/clock.ts';
-import { GrpcLink } from '../../cluster/world/grpc-link.ts';
+import { openControlLink } from '../../cluster/world/grpc-link.ts';
 import { hostId } from '../../cluster/world/host.ts';
 import { type Life, ROLE_OPTIONS, type Running, runRole } from '../../cluster/world/lifecycle.ts';
 import { parseOptions, UsageError } from '../../cluster/world/options.ts';
@@ -31,7 +31,7 @@ async function start({ log }: Life): Promise<Running> {
   const client = new PoolClient({
     clock,
     network: createNetwork(),
-    control: new GrpcLink(options.master),
+    control: openControlLink(options.master),
     log,
     name,
     host: hostId(),
