@@ -1,5 +1,6 @@
 // What a caller may ask of a store, checked once at its border by both backends. Past it nothing is checked again.
 
+import { NO_DATA } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { IMAGE_ID_MAX, OBJECT_NUMBER_MAX, type Version, versionName } from '../../proto/ids.ts';
 import { BLOCK_BYTES, OBJECT_ORDER_MAX, OBJECT_ORDER_MIN } from '../../proto/limits.ts';
@@ -41,11 +42,16 @@ function invalidPayload(entry: LogEntry, payload: Buffer | null, checks: Buffer 
     if (entry.length === 0) return 'a write of nothing';
     if (payload === null || payload.length !== entry.length)
       return `payload of ${payload?.length} bytes, not ${entry.length}`;
-    return invalidChecks(checks, entry.length);
+    return invalidChecks(checks, entry.length) ?? (hasHole(checks!) ? 'a checksum that means no data' : null);
   }
   if (payload !== null || checks !== null) return 'a payload with an operation that has none';
   if (entry.op === EntryOp.ZERO) return entry.length === 0 ? 'a zero of nothing' : null;
   return entry.op === EntryOp.DELETE ? null : `operation ${entry.op}`;
+}
+
+function hasHole(checks: Buffer): boolean {
+  for (let at = 0; at < checks.length; at += 4) if (checks.readUInt32LE(at) === NO_DATA) return true;
+  return false;
 }
 
 function invalidChecks(checks: Buffer | null, length: number): string | null {
