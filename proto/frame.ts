@@ -31,6 +31,8 @@ export const Op = {
   SYNC: 7,
   /** List the objects of an image in a PG. */
   LIST: 8,
+  /** Are you there? Answered at once, whatever else waits. */
+  PING: 9,
   /** Primary to member: apply this log entry. */
   REPLICATE: 16,
   /** Primary to member while peering: what do you have? */

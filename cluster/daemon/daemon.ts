@@ -179,6 +179,7 @@ export class Daemon {
     this.clock.after(HEARTBEAT_MS, () => {
       if (this.#stopped) return;
       this.#heartbeat();
+      this.#reportSilentPeers();
       this.#heartbeatLater();
     });
   }
@@ -229,10 +230,12 @@ export class Daemon {
     if (map === before) return;
     this.map = map;
     this.#ports.onMap?.(map.clusterId, this.id, map.epoch);
-    this.#dropOldLinks(map);
+    const oldLinks = this.#takeOldLinks(map);
     const entries = update.from === 0 ? map.pgs.values() : update.pgs;
     for (const entry of entries) this.#applyPg(entry);
     for (const pg of [...this.#pgs.keys()]) if (!map.pgs.has(pg)) this.#leavePg(pg);
+    // After the intervals that used them are over: who still waits for an answer hears that there will be none.
+    for (const link of oldLinks) link.drop();
     const waiting = this.#waitingForMap;
     this.#waitingForMap = [];
     this.#waitingBytes = 0;
@@ -360,8 +363,7 @@ export class Daemon {
         if (this.#links.get(id) === lost) this.#links.delete(id);
         if (this.#stopped) return;
         this.log.warn('lost the connection to a daemon', { daemon: id, why: reason });
-        const report = { reporter: this.id, daemon: id, bootId: entry.bootId, reason };
-        this.control.call('reportFailure', report).catch(() => {});
+        this.#reportFailure(id, entry.bootId, reason);
       },
     );
     this.#links.set(id, link);
@@ -381,14 +383,27 @@ export class Daemon {
     };
   }
 
-  #dropOldLinks(map: StorageMap): void {
+  /** Takes out the connections to processes that are gone, as far as this map knows. */
+  #takeOldLinks(map: StorageMap): PeerLink[] {
+    const old: PeerLink[] = [];
     for (const [id, link] of this.#links) {
       const entry = map.daemons.get(id);
       if (entry?.up === true && entry.bootId === link.entry.bootId) continue;
       this.#links.delete(id);
-      this.fullPeers.delete(id);
-      link.drop();
+      old.push(link);
     }
+    // Whether it has space again is asked when it is back.
+    for (const id of this.fullPeers) if (map.daemons.get(id)?.up !== true) this.fullPeers.delete(id);
+    return old;
+  }
+
+  #reportSilentPeers(): void {
+    for (const [id, link] of [...this.#links])
+      if (link.isSilent()) this.#reportFailure(id, link.entry.bootId, 'it does not answer');
+  }
+
+  #reportFailure(daemon: DaemonId, bootId: string, reason: string): void {
+    this.control.call('reportFailure', { reporter: this.id, daemon, bootId, reason }).catch(() => {});
   }
 
   /** A member is nearly full: refuse writes to its PGs, and ask it from time to time. */

@@ -69,6 +69,7 @@ export class Inbound implements ConnectionEvents {
     if ((frame.flags & Flag.REPLY) !== 0) return this.close('an answer to a question that was not asked');
     if (frame.op === Op.HELLO) return this.#onHello(frame);
     if (this.hello === null) return this.close('spoke before its hello');
+    if (frame.op === Op.PING) return this.#connection.send(replyTo(frame, 0, this.#daemon.epoch));
     this.#daemon.dispatch({ frame, from: this.#connection }, this);
   }
 

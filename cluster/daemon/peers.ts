@@ -3,6 +3,9 @@
 // One connection per daemon and per process of it (boot id): what was sent to a process that died is lost for good,
 // and everybody who waits for an answer hears so at once. Requests are answered in any order. The hello goes first and
 // nobody waits for its answer: a daemon that refuses it closes the connection.
+//
+// A peer that owes an answer and says nothing, not even to a PING, may be behind a broken link while the master hears
+// it well: it is reported, and the connection given up in the end.
 
 import { Flag, type Frame, newFrame, Op } from '../../proto/frame.ts';
 import type { DaemonId } from '../../proto/ids.ts';
@@ -10,7 +13,14 @@ import type { DaemonEntry } from '../../proto/map.ts';
 import { encodeHello, type Hello } from '../../proto/peer-messages.ts';
 import type { Connection, ConnectionEvents, Network } from '../../proto/ports.ts';
 
-/** Whoever waits for a peer's answer. Exactly one of the two is called, once, unless the link was dropped by drop(). */
+/** Checks in a row (one per heartbeat) without a word from a peer that owes an answer: then it is asked with a PING, */
+const PING_AT = 1;
+/** reported to the master at this one and at each that follows, */
+const REPORT_AT = 4;
+/** and connected anew at this one. */
+const GIVE_UP_AT = 10;
+
+/** Whoever waits for a peer's answer. Exactly one of the two is called, once. */
 export interface ReplyHandler {
   onReply(reply: Frame, from: DaemonId): void;
   onLost(from: DaemonId): void;
@@ -22,6 +32,8 @@ export class PeerLink implements ConnectionEvents {
   readonly #connection: Connection;
   readonly #waiting = new Map<number, ReplyHandler>();
   #nextRequest = 1;
+  #heard = false;
+  #quietChecks = 0;
   #over = false;
 
   constructor(
@@ -49,6 +61,7 @@ export class PeerLink implements ConnectionEvents {
   }
 
   onFrame(reply: Frame): void {
+    this.#heard = true;
     if (reply.op === Op.HELLO) {
       if (reply.status !== 0) this.#end(`refused: ${reply.meta?.toString('utf8') ?? 'no reason given'}`);
       return;
@@ -64,20 +77,41 @@ export class PeerLink implements ConnectionEvents {
     this.#end(reason);
   }
 
-  /** Ends it without a word to those who wait: their interval is over anyway. */
+  /** Called once per heartbeat. True: the peer owes an answer and has said nothing for too long. */
+  isSilent(): boolean {
+    if (this.#heard || this.#waiting.size === 0) {
+      this.#heard = false;
+      this.#quietChecks = 0;
+      return false;
+    }
+    this.#quietChecks += 1;
+    if (this.#quietChecks === PING_AT) this.request(newFrame(Op.PING), PING_HANDLER);
+    if (this.#quietChecks === GIVE_UP_AT) this.#end('it does not answer');
+    return this.#quietChecks >= REPORT_AT;
+  }
+
+  /** Ends it without a report: the map says that the process is gone. */
   drop(): void {
+    if (this.#over) return;
     this.#over = true;
-    this.#waiting.clear();
     this.#connection.close();
+    this.#tellAll();
   }
 
   #end(reason: string): void {
     if (this.#over) return;
     this.#over = true;
     this.#connection.close();
+    // First, so that those who ask again at once get a new connection.
+    this.#onLost(this, reason);
+    this.#tellAll();
+  }
+
+  #tellAll(): void {
     const handlers = [...this.#waiting.values()];
     this.#waiting.clear();
     for (const handler of handlers) handler.onLost(this.entry.id);
-    this.#onLost(this, reason);
   }
 }
+
+const PING_HANDLER: ReplyHandler = { onReply: () => {}, onLost: () => {} };

@@ -16,6 +16,7 @@ export class RecoveryQueue {
   /** A client waits for these: they go first, and may exceed the limit by as many again. */
   #urgent: Turn[] = [];
   #active = 0;
+  #handingOut = false;
 
   add(recovery: Recovery, key: ObjectKey, urgent: boolean): void {
     (urgent ? this.#urgent : this.#turns).push({ recovery, key });
@@ -28,16 +29,20 @@ export class RecoveryQueue {
   }
 
   #next(): void {
+    // A turn that is given back at once must not nest: the loop below sees it.
+    if (this.#handingOut) return;
+    this.#handingOut = true;
     for (;;) {
       const urgent = this.#urgent.length > 0;
-      if (this.#active >= (urgent ? 2 * ACTIVE_MAX : ACTIVE_MAX)) return;
+      if (this.#active >= (urgent ? 2 * ACTIVE_MAX : ACTIVE_MAX)) break;
       const turn = urgent ? this.#urgent.shift() : this.#turns.shift();
-      if (turn === undefined) return;
+      if (turn === undefined) break;
       this.#active += 1;
       turn.recovery.push(turn.key, () => {
         this.#active -= 1;
         this.#next();
       });
     }
+    this.#handingOut = false;
   }
 }
