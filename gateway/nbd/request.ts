@@ -35,6 +35,8 @@ export class NbdRequest {
   costBytes = 0;
   /** WRITE_ZEROES with NO_HOLE: bytes written so far. */
   writtenBytes = 0;
+  /** And then: what was written is being flushed. */
+  flushing = false;
   /** READ: the data to send. */
   parts: Buffer[] | null = null;
   /** BLOCK_STATUS: the answer. */
@@ -75,6 +77,7 @@ export class NbdRequest {
     this.costBytes = costBytes;
     this.error = 0;
     this.writtenBytes = 0;
+    this.flushing = false;
   }
 
   /** Lets go of what it holds. */

@@ -14,41 +14,26 @@ import type { Image } from '../../cluster/client/image.ts';
 import { StorageError } from '../../proto/errors.ts';
 import type { Clock, Log } from '../../proto/ports.ts';
 import {
-  BASE_ALLOCATION_ID,
-  blockStatusBytes,
   Command,
   CommandFlag,
   Errno,
   type ExportTerms,
-  errorChunkBytes,
   Handshake,
   type HandshakeHost,
-  messageBytes,
   type Negotiated,
-  OFFSET_DATA_BYTES,
   OptionReply,
   type Refusal,
   RequestDecoder,
   type RequestHeader,
   type RequestSink,
   rulesOf,
-  Size,
-  writeBlockStatus,
-  writeErrorChunk,
-  writeNone,
-  writeOffsetData,
-  writeSimpleReply,
 } from '../nbd-protocol-ts/index.ts';
 import { errnoOf, type FailureLog } from './errno.ts';
 import type { ExportTable, ExportUser, SharedExport } from './export-table.ts';
-import {
-  INFLIGHT_BYTES_MAX,
-  INFLIGHT_REQUESTS_MAX,
-  READ_DIRECT_BYTES_MIN,
-  STATUS_BYTES_MAX,
-  ZERO_PIECE_BYTES,
-} from './limits.ts';
+import { INFLIGHT_BYTES_MAX, INFLIGHT_REQUESTS_MAX, READ_DIRECT_BYTES_MIN, STATUS_BYTES_MAX } from './limits.ts';
 import { Outbox, type SlabPool, type Wire } from './outbox.ts';
+import { stepRealZeroes, wantsRealZeroes } from './real-zeroes.ts';
+import { writeReply } from './reply-writer.ts';
 import { NbdRequest, type RequestOwner } from './request.ts';
 
 export interface SessionWorld {
@@ -65,7 +50,6 @@ type State = 'handshake' | 'serving' | 'refusing' | 'leaving' | 'closed';
 
 const SHUTTING_DOWN: Refusal = { error: Errno.ESHUTDOWN, message: 'the server is shutting down' };
 const FAST_WITHOUT_HOLE: Refusal = { error: Errno.ENOTSUP, message: 'zeroes that take space are not fast' };
-const ZEROES = Buffer.alloc(ZERO_PIECE_BYTES);
 const NOTHING = (): void => {};
 
 export class Session implements HandshakeHost, RequestSink, RequestOwner, ExportUser {
@@ -300,28 +284,28 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
     const fua = (header.flags & CommandFlag.FUA) !== 0;
     switch (command) {
       case Command.READ:
-        if (lengthBytes === 0) this.onStep(request);
+        if (lengthBytes === 0) this.#finish(request);
         else image.read(header.offset, lengthBytes, request.onRead);
         return;
       case Command.WRITE:
-        if (lengthBytes === 0) this.onStep(request);
+        if (lengthBytes === 0) this.#finish(request);
         else image.write(header.offset, payload!, fua, request.onDone);
         return;
       case Command.FLUSH:
         image.flush(request.onDone);
         return;
       case Command.TRIM:
-        if (lengthBytes === 0) this.onStep(request);
+        if (lengthBytes === 0) this.#finish(request);
         else image.zero(header.offset, lengthBytes, fua, request.onDone);
         return;
       case Command.WRITE_ZEROES:
-        if ((header.flags & CommandFlag.NO_HOLE) !== 0) this.#writeZeroes(request);
-        else if (lengthBytes === 0) this.onStep(request);
+        if (lengthBytes === 0) this.#finish(request);
+        else if (wantsRealZeroes(request)) this.#writeRealZeroes(request);
         else image.zero(header.offset, lengthBytes, fua, request.onDone);
         return;
       case Command.CACHE:
         // Advice: nothing here would make a later read faster.
-        this.onStep(request);
+        this.#finish(request);
         return;
       default:
         image.status(header.offset, Math.min(lengthBytes, STATUS_BYTES_MAX), request.onStatus);
@@ -363,9 +347,8 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
   // --- results to replies
 
   onStep(request: NbdRequest): void {
-    if (request.command === Command.WRITE_ZEROES && (request.flags & CommandFlag.NO_HOLE) !== 0)
-      this.#onZeroesWritten(request);
-    else this.#finish(request);
+    if (wantsRealZeroes(request) && stepRealZeroes(this.#image!, request)) return;
+    this.#finish(request);
   }
 
   onFailure(request: NbdRequest, error: StorageError): void {
@@ -376,33 +359,14 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
     this.#finish(request);
   }
 
-  /** Real zeroes, a bounded piece at a time, so that a request of 4 GiB takes no more memory than one of 4 MiB. */
-  #writeZeroes(request: NbdRequest): void {
-    if ((request.flags & CommandFlag.FAST_ZERO) !== 0) {
-      request.error = FAST_WITHOUT_HOLE.error;
-      request.message = FAST_WITHOUT_HOLE.message;
-      return this.#finish(request);
+  #writeRealZeroes(request: NbdRequest): void {
+    if ((request.flags & CommandFlag.FAST_ZERO) === 0) {
+      stepRealZeroes(this.#image!, request);
+      return;
     }
-    if (request.lengthBytes === 0) return this.#finish(request);
-    this.#writeZeroPiece(request);
-  }
-
-  #writeZeroPiece(request: NbdRequest): void {
-    const restBytes = request.lengthBytes - request.writtenBytes;
-    const piece = restBytes < ZERO_PIECE_BYTES ? ZEROES.subarray(0, restBytes) : ZEROES;
-    const offset = request.offset + request.writtenBytes;
-    request.writtenBytes += piece.length;
-    // With one piece FUA goes along; with several, a flush follows the last one.
-    const fua = (request.flags & CommandFlag.FUA) !== 0 && piece.length === request.lengthBytes;
-    this.#image!.write(offset, piece, fua, request.onDone);
-  }
-
-  #onZeroesWritten(request: NbdRequest): void {
-    if (request.writtenBytes < request.lengthBytes) return this.#writeZeroPiece(request);
-    const flushNeeded = (request.flags & CommandFlag.FUA) !== 0 && request.lengthBytes > ZERO_PIECE_BYTES;
-    if (!flushNeeded || request.writtenBytes > request.lengthBytes) return this.#finish(request);
-    request.writtenBytes++; // the flush is under way
-    this.#image!.flush(request.onDone);
+    request.error = FAST_WITHOUT_HOLE.error;
+    request.message = FAST_WITHOUT_HOLE.message;
+    this.#finish(request);
   }
 
   #finish(request: NbdRequest): void {
@@ -415,7 +379,7 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
     const alive = this.#state !== 'closed';
     for (let index = 0; index < finished.length; index++) {
       const request = finished[index]!;
-      if (alive) this.#reply(request);
+      if (alive) writeReply(this.#outbox, request, this.#structuredReplies);
       this.#inflightRequests--;
       this.#inflightBytes -= request.costBytes;
       request.end();
@@ -427,50 +391,6 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
       this.#goOn();
     }
     this.#releaseWhenIdle();
-  }
-
-  #reply(request: NbdRequest): void {
-    const { cookieHigh, cookieLow } = request;
-    const outbox = this.#outbox;
-    if (request.error !== 0) return this.#replyError(request);
-    if (request.command === Command.READ && request.parts !== null) {
-      const slab = outbox.room(OFFSET_DATA_BYTES);
-      const at = outbox.position;
-      outbox.advance(
-        this.#structuredReplies
-          ? writeOffsetData(slab, at, cookieHigh, cookieLow, request.offset, request.lengthBytes)
-          : writeSimpleReply(slab, at, 0, cookieHigh, cookieLow),
-      );
-      const parts = request.parts;
-      for (let index = 0; index < parts.length; index++) outbox.append(parts[index]!);
-      return;
-    }
-    if (request.descriptors !== null) {
-      const { descriptors } = request;
-      const bytes = Buffer.allocUnsafe(blockStatusBytes(descriptors.length));
-      writeBlockStatus(bytes, 0, cookieHigh, cookieLow, BASE_ALLOCATION_ID, descriptors);
-      return outbox.append(bytes);
-    }
-    const slab = outbox.room(Size.CHUNK_HEADER);
-    const at = outbox.position;
-    // Once structured replies are negotiated a READ, even of nothing, must not get a simple one; all others may.
-    const none = this.#structuredReplies && request.command === Command.READ;
-    outbox.advance(
-      none ? writeNone(slab, at, cookieHigh, cookieLow) : writeSimpleReply(slab, at, 0, cookieHigh, cookieLow),
-    );
-  }
-
-  #replyError(request: NbdRequest): void {
-    const { error, cookieHigh, cookieLow } = request;
-    const outbox = this.#outbox;
-    if (this.#structuredReplies) {
-      const message = messageBytes(request.message);
-      const slab = outbox.room(errorChunkBytes(message));
-      outbox.advance(writeErrorChunk(slab, outbox.position, error, cookieHigh, cookieLow, message));
-    } else {
-      const slab = outbox.room(Size.SIMPLE_REPLY);
-      outbox.advance(writeSimpleReply(slab, outbox.position, error, cookieHigh, cookieLow));
-    }
   }
 
   #onSent(): void {
