@@ -110,8 +110,8 @@ export class Interval {
         .call('preferPrimary', { pg: this.entry.pg, since: this.entry.since, daemon: ids[best]! })
         // The new interval ends this one; if none comes, the answer may be another by then.
         .then(
-          () => this.#retryLater(),
-          () => this.#retryLater(),
+          () => this.startOverLater(),
+          () => this.startOverLater(),
         );
       return;
     }
@@ -168,7 +168,7 @@ export class Interval {
     if (--this.#awaited > 0) return;
     this.daemon.reporter.activate(this, (accepted) => {
       if (this.#over) return;
-      if (!accepted) return this.#retryLater();
+      if (!accepted) return this.startOverLater();
       this.state = 'active';
       this.serving = new Serving(this);
       this.recovery = new Recovery(this, this.#missing);
@@ -200,16 +200,17 @@ export class Interval {
           }
         }
         this.daemon.log.debug('member refuses', { pg: pgName(this.entry.pg), daemon: id, why });
-        this.#retryLater();
+        this.startOverLater();
       },
       onLost: () => {
-        if (!this.#over) this.#retryLater();
+        if (!this.#over) this.startOverLater();
       },
     });
   }
 
-  #retryLater(): void {
-    this.daemon.clock.after(RETRY_MS, () => {
+  /** Peers once more in the same interval after a pause. */
+  startOverLater(pauseMs = RETRY_MS): void {
+    this.daemon.clock.after(pauseMs, () => {
       if (!this.#over) this.daemon.restartInterval(this);
     });
   }

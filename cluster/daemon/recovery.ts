@@ -16,6 +16,8 @@ import type { Request } from './request.ts';
 
 /** Objects of one PG on their way at a time; the daemon's RecoveryQueue limits all PGs together. */
 const PUSH_BYTES_MAX = 1024 * 1024;
+/** Pause before a PG with an object that could not be recovered is peered again. */
+const AGAIN_MS = 1_000;
 
 interface Item {
   readonly object: MissingObject;
@@ -94,7 +96,8 @@ export class Recovery {
           object,
           why: error.message,
         });
-        this.#interval.daemon.restartInterval(this.#interval);
+        // A full member or an unreadable block will be the same again: not at once.
+        this.#interval.startOverLater(AGAIN_MS);
       },
     );
   }
@@ -139,7 +142,11 @@ export class Recovery {
       frame.seq = version.since;
       frame.pgSeq = version.seq;
       if (end > start) await this.#fill(frame);
+      // The interval may have begun anew under the same name while this was read: what was read may be old by now, and
+      // the members would take it.
+      if (this.#over) return;
       await Promise.all(members.map((id) => this.#send(id, { ...frame })));
+      if (this.#over) return;
     }
   }
 
@@ -223,7 +230,7 @@ export class Recovery {
         if (this.#left.size === 0) this.#clean();
       },
       () => {
-        if (!this.#over) this.#interval.daemon.restartInterval(this.#interval);
+        if (!this.#over) this.#interval.startOverLater();
       },
     );
   }

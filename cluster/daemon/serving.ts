@@ -64,6 +64,8 @@ export class Serving {
   handle(request: Request): void {
     const { frame } = request;
     const { epoch } = this.#daemon;
+    // It ended while a list of requests was being handed to it.
+    if (this.#over) return refuse(request, 'UNAVAILABLE', epoch);
     if (frame.epoch < this.#since) return refuse(request, 'STALE', epoch);
     const why = invalidRequest(frame, this.#daemon.map!);
     if (why !== null) return refuse(request, why, epoch);
@@ -193,12 +195,10 @@ export class Serving {
   /** Puts everything logged so far on stable storage of all members. */
   #syncMembers(done: (synced: boolean) => void): void {
     let awaited = this.#interval.others.length + 1;
+    let all = true;
     const one = (synced: boolean): void => {
-      if (!synced) {
-        awaited = -1;
-        return done(false);
-      }
-      if (--awaited === 0) done(!this.#over);
+      if (!synced) all = false;
+      if (--awaited === 0) done(all && !this.#over);
     };
     this.#daemon.store.sync((error) => one(error === null));
     for (const id of this.#interval.others) {
@@ -220,7 +220,7 @@ export class Serving {
     if (same.length === 1) this.#busy.delete(write.key);
     else same.splice(same.indexOf(write), 1);
     if (write.request !== null) this.#acknowledge(write.request);
-    if (write.readers !== null) for (const reader of write.readers) this.#read(reader);
+    if (write.readers !== null) for (const reader of write.readers) this.handle(reader);
   }
 
   #acknowledge(request: Request): void {
@@ -243,8 +243,15 @@ export class Serving {
   }
 
   #status(request: Request): void {
-    const reply = replyTo(request.frame, 0, this.#daemon.epoch);
-    reply.meta = this.#daemon.store.allocation(request.frame.image, request.frame.object);
+    const { frame } = request;
+    const newest = this.#busy.get(objectKey(frame.image, frame.object))?.at(-1);
+    if (newest !== undefined) {
+      newest.readers ??= [];
+      newest.readers.push(request);
+      return;
+    }
+    const reply = replyTo(frame, 0, this.#daemon.epoch);
+    reply.meta = this.#daemon.store.allocation(frame.image, frame.object);
     request.from.send(reply);
   }
 
