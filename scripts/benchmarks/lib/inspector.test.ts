@@ -13,7 +13,8 @@ test('two running processes are profiled at once and again, without a restart, a
   const start = (name: string) => {
     const program = `
       function ${name}() { const end = performance.now() + 10; let kept; while (performance.now() < end) kept = [kept === 1]; return kept; }
-      setInterval(${name}, 20);`;
+      setInterval(${name}, 20);
+      console.error('started');`;
     const logPath = join(directory, `${name}.log`);
     const log = openSync(logPath, 'w');
     const child = spawn(process.execPath, [INSPECTOR_OPTION, '-e', program], { stdio: ['ignore', 'ignore', log] });
@@ -22,7 +23,8 @@ test('two running processes are profiled at once and again, without a restart, a
     return { name, logPath, pid: child.pid! };
   };
   const programs = [start('cutStones'), start('mixMortar')];
-  await sleep(300); // SIGUSR1 would end a Node that has not come up yet
+  // SIGUSR1 would end a Node that has not come up yet.
+  while (!programs.every(({ logPath }) => readFileSync(logPath, 'utf8').includes('started'))) await sleep(20);
   for (const kind of ['cpu', 'allocations'] as const) {
     const inspectors = await Promise.all(programs.map(({ pid, logPath }) => Inspector.open(pid, logPath)));
     await Promise.all(inspectors.map((inspector) => inspector.start(kind)));

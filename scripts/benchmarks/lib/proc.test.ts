@@ -27,10 +27,11 @@ test('rates of a process count its bytes to the disk, its calls and its sleeps o
     const fs = require('node:fs');
     const fd = fs.openSync(process.argv[1], 'w');
     const block = Buffer.alloc(65536, 7);
-    setInterval(() => fs.writeSync(fd, block, 0, 65536, 0), 20);`;
+    setInterval(() => fs.writeSync(fd, block, 0, 65536, 0), 20);
+    console.log('started');`;
   const child = spawn(process.execPath, ['-e', program, join(directory, 'file')]);
   t.teardown(() => child.kill('SIGKILL'));
-  await sleep(300);
+  await new Promise((started) => child.stdout.once('data', started));
   const sampler = new Sampler([child.pid!]);
   const fromMs = performance.now() - 50;
   await sleep(1_000);

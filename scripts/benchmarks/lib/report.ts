@@ -59,7 +59,7 @@ export function targetsOf({ summaries, idle, residentMaxBytes }: Findings): Targ
 export function reportOf(findings: Findings, format: 'text' | 'markdown'): string {
   const { summaries, idle, residentMaxBytes, pairs, circumstances } = findings;
   const table = format === 'markdown' ? markdownTable : textTable;
-  const title = (text: string) => (format === 'markdown' ? `### ${text}\n` : text);
+  const title = (text: string) => (format === 'markdown' ? `### ${text}` : text);
   const flushes = summaries.filter(({ flushP50Us }) => flushP50Us !== null);
   const failures = pairs.flatMap(({ job, round, failures: why }) =>
     why.map((each) => `${job}, round ${round}: ${each}`),
