@@ -66,6 +66,8 @@ interface Pg {
   entry: PgEntry;
   /** What this daemon does as primary; null when it is only a member. */
   interval: Interval | null;
+  /** The newest interval that the master allowed this process to take writes in. */
+  allowed: Epoch;
   /** Requests that wait until the PG serves. */
   waiting: Request[];
 }
@@ -249,7 +251,7 @@ export class Daemon {
     let pg = this.#pgs.get(entry.pg);
     if (!member) return pg === undefined ? undefined : this.#leavePg(entry.pg);
     if (pg === undefined) {
-      pg = { entry, interval: null, waiting: [] };
+      pg = { entry, interval: null, allowed: 0, waiting: [] };
       this.#pgs.set(entry.pg, pg);
     } else if (pg.entry.since === entry.since && pg.entry.waitFor.length === entry.waitFor.length) return;
     pg.entry = entry;
@@ -297,10 +299,16 @@ export class Daemon {
     this.#startInterval(pg);
   }
 
+  /** Did the master allow writes in this interval before it had to be peered anew? Then it need not be asked again. */
+  isAllowed(interval: Interval): boolean {
+    return this.#pgs.get(interval.entry.pg)?.allowed === interval.entry.since;
+  }
+
   /** The PG serves: what waited goes first. */
   onActive(interval: Interval): void {
     const pg = this.#pgs.get(interval.entry.pg);
     if (pg?.interval !== interval) return;
+    pg.allowed = interval.entry.since;
     for (const request of pg.waiting.splice(0)) interval.serving!.handle(request);
   }
 

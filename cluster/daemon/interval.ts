@@ -166,15 +166,21 @@ export class Interval {
   /** One more of the members and this daemon has made the interval durable. */
   #activated(): void {
     if (--this.#awaited > 0) return;
+    // Peered anew after a broken link, a PG need not wait for a master that is away.
+    if (this.daemon.isAllowed(this)) return this.#serve();
     this.daemon.reporter.activate(this, (accepted) => {
       if (this.#over) return;
-      if (!accepted) return this.startOverLater();
-      this.state = 'active';
-      this.serving = new Serving(this);
-      this.recovery = new Recovery(this, this.#missing);
-      this.daemon.onActive(this);
-      this.recovery.begin();
+      if (accepted) this.#serve();
+      else this.startOverLater();
     });
+  }
+
+  #serve(): void {
+    this.state = 'active';
+    this.serving = new Serving(this);
+    this.recovery = new Recovery(this, this.#missing);
+    this.daemon.onActive(this);
+    this.recovery.begin();
   }
 
   #frame(op: Op): Frame {
