@@ -8,7 +8,7 @@ import { NO_DATA, payloadChecksums } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { pgId, sameVersion, VERSION_ZERO, type Version } from '../../proto/ids.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
-import { type Model, newModel, randomFrom, type Step, stamped } from './model.ts';
+import { Model, randomFrom, type Step, stamped } from './model.ts';
 import { EntryOp, type LogEntry, type Store } from './store.ts';
 
 export interface Bench {
@@ -365,7 +365,7 @@ export function conformance(name: string, open: () => Promise<Bench>): void {
   test(`${name}: thousands of random operations and restarts agree with a simple model`, async (t) => {
     const bench = await open();
     const random = randomFrom(20_261_120);
-    const model: Model = newModel();
+    const model = new Model();
     for (let step = 0; step < 4000; step++) {
       const next: Step = model.random(random);
       await model.run(bench.store, next, step % 7 === 0);

@@ -60,13 +60,20 @@ const IMAGE = 3;
 const PGS = [pgId(1, 1), pgId(1, 2), pgId(2, 900)];
 const OBJECTS = 12;
 /** Objects 0 to 11 by turns: small ones, so that whole-object cases are frequent, and a few of 1 MiB and one of 4 MiB. */
-const orderOf = (object: number): number => (object === 11 ? 22 : object % 4 === 0 ? 20 : 16 + (object % 3));
+const mixedOrder = (object: number): number => (object === 11 ? 22 : object % 4 === 0 ? 20 : 16 + (object % 3));
+/** 64 to 256 KiB, for scenarios that are run hundreds of times. */
+export const smallOrder = (object: number): number => 16 + (object % 3);
 
 export class Model {
   readonly pgs = PGS;
   readonly objects = new Map<number, ModelObject>();
   private readonly groups = new Map<number, ModelPg>();
+  private readonly orderOf: (object: number) => number;
   private stamp = 0;
+
+  constructor(orderOf: (object: number) => number = mixedOrder) {
+    this.orderOf = orderOf;
+  }
 
   last(pg: number): Version {
     return this.group(pg).last;
@@ -76,7 +83,7 @@ export class Model {
   random(random: () => number): Step {
     const object = random() % OBJECTS;
     const pg = PGS[object % PGS.length]!;
-    const order = orderOf(object);
+    const order = this.orderOf(object);
     const blocks = 2 ** order / BLOCK_BYTES;
     const dice = random() % 100;
     const count = dice < 60 ? 1 + (random() % Math.min(blocks, 4)) : dice < 70 ? blocks : 1 + (random() % blocks);
@@ -197,6 +204,11 @@ export class Model {
     else this.objects.set(key, written);
   }
 
+  /** Does the store call back for the step? The others are in the log when the turn ends. */
+  calledBack(step: Step): boolean {
+    return step.kind === 'append' || step.kind === 'recover' || step.kind === 'recoverDelete';
+  }
+
   /** Performs and applies; resolves when done, or at once so that many steps share a turn. */
   async run(store: Store, step: Step, wait: boolean): Promise<void> {
     this.apply(step);
@@ -246,7 +258,7 @@ export class Model {
   }
 
   async objectDifference(store: Store, image: number, object: number): Promise<string | null> {
-    const order = orderOf(object);
+    const order = this.orderOf(object);
     const known = this.objects.get(objectKey(image, object));
     const { checks, payload } = await new Promise<{ checks: Buffer; payload: Buffer | null }>((resolve, reject) =>
       store.read(image, object, order, 0, 2 ** order, (error, checks, payload) =>
@@ -286,8 +298,6 @@ export class Model {
     return group;
   }
 }
-
-export const newModel = (): Model => new Model();
 
 /** Every few blocks of a recovered piece are holes. */
 const hole = (stamp: number, block: number): boolean => (stamp + block) % 5 === 0;
