@@ -35,6 +35,8 @@ export class PoolClient implements ImageClient {
   readonly #open = new Map<number, Set<PoolImage>>();
   #mapWaiters: { wanted: (map: StorageMap) => boolean; resolve: (map: StorageMap) => void }[] = [];
   #subscription: Subscription | null = null;
+  /** An update did not fit: only a whole map will do. */
+  #lostTrack = false;
   #stopped = false;
 
   constructor(ports: ClientPorts) {
@@ -78,8 +80,8 @@ export class PoolClient implements ImageClient {
     if (!options.readOnly) {
       const lock = await control.call('lockImage', { session, image: entry.id, takeOver: options.takeOver });
       fence = lock.fence;
-      const map = await this.mapWhere((m) => m.epoch >= lock.epoch);
-      current = map.images.get(entry.id) ?? entry;
+      await this.mapWhere((m) => m.epoch >= lock.epoch);
+      current = this.map?.images.get(entry.id) ?? entry;
     }
     const image: PoolImage = new PoolImage(clock, this.router, current, {
       readOnly: options.readOnly,
@@ -109,7 +111,7 @@ export class PoolClient implements ImageClient {
 
   #subscribe(): void {
     if (this.#stopped) return;
-    const epoch: Epoch = this.map?.epoch ?? 0;
+    const epoch: Epoch = this.#lostTrack ? 0 : (this.map?.epoch ?? 0);
     this.#subscription = this.#ports.control.subscribe(
       { role: 'client', session: this.router.session, epoch },
       {
@@ -132,10 +134,11 @@ export class PoolClient implements ImageClient {
     } catch (error) {
       this.#ports.log.warn('map update does not fit, asking for the whole map', { why: String(error) });
       this.#subscription?.close();
-      this.router.map = null;
+      this.#lostTrack = true;
       this.#ports.clock.after(MASTER_RETRY_MS, () => this.#subscribe());
       return;
     }
+    this.#lostTrack = false;
     if (map === this.map) return;
     this.router.onMap(map);
     for (const [id, images] of this.#open) for (const image of images) image.onMap(map.images.get(id));

@@ -6,6 +6,11 @@ import type { DaemonEntry } from '../../proto/map.ts';
 import { encodeHello, type Hello } from '../../proto/peer-messages.ts';
 import type { Connection, ConnectionEvents, Network } from '../../proto/ports.ts';
 
+/** Checks in a row (one per second) without a word from a daemon that owes an answer: then it is asked with a PING, */
+const PING_AT = 1;
+/** and given up at this one: a new connection may do what this one does not. */
+const GIVE_UP_AT = 10;
+
 /** Whoever waits for a daemon's answer; one of the two is called, once, unless the operation was taken back. */
 export interface ReplyHandler {
   onReply(reply: Frame, link: DaemonLink): void;
@@ -18,6 +23,8 @@ export class DaemonLink implements ConnectionEvents {
   readonly #connection: Connection;
   readonly #waiting = new Map<number, ReplyHandler>();
   #nextRequest = 1;
+  #heard = false;
+  #quietChecks = 0;
   #over = false;
 
   constructor(
@@ -55,6 +62,7 @@ export class DaemonLink implements ConnectionEvents {
   }
 
   onFrame(reply: Frame): void {
+    this.#heard = true;
     if (reply.op === Op.HELLO) {
       if (reply.status !== 0)
         this.end(`${codeOfStatus(reply.status)}: ${reply.meta?.toString('utf8') ?? 'no reason given'}`);
@@ -71,14 +79,28 @@ export class DaemonLink implements ConnectionEvents {
     this.end(reason);
   }
 
+  /** Called every second: a daemon that owes an answer and says nothing is behind a connection that does not work. */
+  check(): void {
+    if (this.#heard || this.#waiting.size === 0) {
+      this.#heard = false;
+      this.#quietChecks = 0;
+      return;
+    }
+    this.#quietChecks += 1;
+    if (this.#quietChecks === PING_AT) this.send(newFrame(Op.PING), PING_HANDLER);
+    if (this.#quietChecks === GIVE_UP_AT) this.end('it does not answer');
+  }
+
   /** Closes it and tells everybody who waits. */
   end(reason: string): void {
     if (this.#over) return;
     this.#over = true;
     this.#connection.close();
+    this.#onLost(this, reason);
     const handlers = [...this.#waiting.values()];
     this.#waiting.clear();
     for (const handler of handlers) handler.onLost(this);
-    this.#onLost(this, reason);
   }
 }
+
+const PING_HANDLER: ReplyHandler = { onReply: () => {}, onLost: () => {} };

@@ -12,12 +12,14 @@ import type { DaemonId, Epoch, SessionId } from '../../proto/ids.ts';
 import { SESSION_INFLIGHT_MAX } from '../../proto/limits.ts';
 import { pgOfObject, type StorageMap } from '../../proto/map.ts';
 import { PROTOCOL_VERSION } from '../../proto/peer-messages.ts';
-import type { Clock, Log, Network } from '../../proto/ports.ts';
+import type { Clock, Log, Network, Timer } from '../../proto/ports.ts';
 import { DaemonLink } from './daemon-link.ts';
 import type { ObjectOp } from './object-op.ts';
 
 /** Pause before an operation that was refused for now is sent again. */
 const AGAIN_MS = 20;
+/** How often connections are looked at that owe an answer. */
+const CHECK_LINKS_MS = 1_000;
 
 export class ObjectRouter {
   readonly #clock: Clock;
@@ -37,6 +39,7 @@ export class ObjectRouter {
   #queueHead = 0;
   #admitted = 0;
   #nextSeq = 1;
+  #check: Timer | null = null;
   #stopped = false;
 
   constructor(clock: Clock, network: Network, log: Log, host: string, clientId: string) {
@@ -45,6 +48,11 @@ export class ObjectRouter {
     this.#log = log;
     this.#host = host;
     this.#clientId = clientId;
+  }
+
+  /** No operation succeeds any more. */
+  get stopped(): boolean {
+    return this.#stopped;
   }
 
   submit(op: ObjectOp): void {
@@ -67,10 +75,12 @@ export class ObjectRouter {
     const image = map?.images.get(op.image);
     const pool = image === undefined ? undefined : map?.pools.get(image.pool);
     if (map === null || pool === undefined) {
-      // The image is gone from the newest map: nobody would take the operation.
-      if (map !== null)
-        return this.done(op, new StorageError('NOT_FOUND', `image ${op.image} does not exist any more`));
-      this.#parked.add(op);
+      if (map === null) this.#parked.add(op);
+      else {
+        // The image is gone from the newest map: nobody would take the operation.
+        const error = new StorageError('NOT_FOUND', `image ${op.image} does not exist any more`);
+        this.#clock.soon(() => this.done(op, error));
+      }
       return;
     }
     if (op.op !== Op.LIST) op.pg = pgOfObject(pool, op.image, op.object);
@@ -110,6 +120,7 @@ export class ObjectRouter {
     this.#sent.delete(op);
     this.#admitted -= 1;
     op.owner.onOpDone(op, error);
+    if (this.#stopped) return;
     while (this.#admitted < SESSION_INFLIGHT_MAX && this.#queueHead < this.#queue.length)
       this.#admit(this.#queue[this.#queueHead++]!);
     if (this.#queueHead === this.#queue.length) {
@@ -140,7 +151,8 @@ export class ObjectRouter {
   /** The connection to the daemon's present process; null while the map says that it is down. */
   linkTo(id: DaemonId): DaemonLink | null {
     const open = this.#links.get(id);
-    if (open !== undefined) return open;
+    if (open !== undefined && !open.over) return open;
+    if (this.#stopped) return null;
     const entry = this.map?.daemons.get(id);
     if (entry?.up !== true) return null;
     const hello = {
@@ -157,13 +169,22 @@ export class ObjectRouter {
       if (!this.#stopped) this.#log.info('lost the connection to a daemon', { daemon: id, why: reason });
     });
     this.#links.set(id, link);
+    this.#checkLinksLater();
     return link;
+  }
+
+  #checkLinksLater(): void {
+    this.#check ??= this.#clock.after(CHECK_LINKS_MS, () => {
+      this.#check = null;
+      for (const link of [...this.#links.values()]) link.check();
+      if (this.#links.size > 0) this.#checkLinksLater();
+    });
   }
 
   /** Asks a daemon to put everything it has acked on stable storage. */
   syncDaemon(id: DaemonId, done: (synced: boolean) => void): void {
     const link = this.linkTo(id);
-    if (link === null || this.#stopped) return done(false);
+    if (link === null) return done(false);
     const frame = newFrame(Op.SYNC);
     frame.session = this.session;
     frame.epoch = this.map!.epoch;
@@ -172,12 +193,17 @@ export class ObjectRouter {
 
   stop(): void {
     this.#stopped = true;
-    for (const link of this.#links.values()) link.end('the client stops');
-    const rest = [...this.#parked, ...this.#queue.slice(this.#queueHead)];
+    this.#check?.cancel();
+    this.#check = null;
+    for (const link of [...this.#links.values()]) link.end('the client stops');
+    const parked = [...this.#parked];
     this.#parked.clear();
-    this.#admitted += this.#queue.length - this.#queueHead;
-    this.#queueHead = this.#queue.length;
-    for (const op of rest) this.done(op, stoppedError());
+    for (const op of parked) this.done(op, stoppedError());
+    // These were never admitted.
+    const queued = this.#queue.slice(this.#queueHead);
+    this.#queue.length = 0;
+    this.#queueHead = 0;
+    for (const op of queued) op.owner.onOpDone(op, stoppedError());
   }
 }
 
