@@ -8,7 +8,7 @@
 
 import type { StorageError } from '../../proto/errors.ts';
 import { Op } from '../../proto/frame.ts';
-import { imageOfKey, numberOfKey } from '../../proto/ids.ts';
+import { type Epoch, imageOfKey, numberOfKey } from '../../proto/ids.ts';
 import type { Clock } from '../../proto/ports.ts';
 import type { Done } from './image.ts';
 import { ObjectOp, type OpOwner } from './object-op.ts';
@@ -91,8 +91,10 @@ export class Flusher {
         this.#image.release();
         done(error);
       };
-      // What newer changes cover completely is as safe as those are: it lives in the same PG.
-      for (const change of stale) change.since = this.#router.map!.pgs.get(change.pg)!.since;
+      // What newer changes cover completely is as safe as those are: it lives in the same PG. The others stay stale until
+      // they are written: reads go on meanwhile and must be shown them.
+      const written = new Set(pieces.map((piece) => piece.change));
+      for (const change of stale) if (!written.has(change)) change.since = this.#router.map!.pgs.get(change.pg)!.since;
       if (pieces.length === 0) return this.#clock.soon(() => finish(null));
       const owner = new Replay(pieces.length, finish);
       for (const { change, start, end } of pieces) {
@@ -123,6 +125,8 @@ export class Flusher {
 
 class Replay implements OpOwner {
   readonly changes = new Map<ObjectOp, Change>();
+  /** The oldest interval that acked a piece of each change. */
+  readonly #acked = new Map<Change, Epoch>();
   readonly #done: Done;
   #left: number;
   #error: StorageError | null = null;
@@ -135,9 +139,11 @@ class Replay implements OpOwner {
   onOpDone(op: ObjectOp, error: StorageError | null): void {
     const change = this.changes.get(op)!;
     // Two pieces of one change may be acked by different intervals: then it is stale again.
-    if (error !== null) change.since = 0;
-    else if (change.since !== op.since) change.since = Math.min(change.since, op.since);
+    const since = error === null ? op.since : 0;
+    this.#acked.set(change, Math.min(since, this.#acked.get(change) ?? since));
     this.#error ??= error;
-    if (--this.#left === 0) this.#done(this.#error);
+    if (--this.#left > 0) return;
+    for (const [acked, interval] of this.#acked) acked.since = interval;
+    this.#done(this.#error);
   }
 }

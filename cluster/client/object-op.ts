@@ -4,6 +4,7 @@ import { firstMismatch, payloadChecksums } from '../../proto/checksum.ts';
 import { codeOfStatus, type ErrorCode, StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op } from '../../proto/frame.ts';
 import type { Epoch, PgId } from '../../proto/ids.ts';
+import { BLOCK_BYTES } from '../../proto/limits.ts';
 import type { DaemonLink, ReplyHandler } from './daemon-link.ts';
 import type { ObjectRouter } from './object-router.ts';
 
@@ -38,7 +39,7 @@ export class ObjectOp implements ReplyHandler {
   /** A daemon may have applied it already. */
   retry = false;
   pg: PgId = 0;
-  /** Interval it was sent in; after a successful write, the interval that committed it. */
+  /** Interval it was sent in, which is also the one a read was served in; after a write, the one that committed it. */
   since: Epoch = 0;
   link: DaemonLink | null = null;
   request = 0;
@@ -76,6 +77,7 @@ export class ObjectOp implements ReplyHandler {
   }
 
   frame(epoch: Epoch, session: number): Frame {
+    this.metas.length = 0; // a listing that broke off begins anew
     const frame = newFrame(this.op);
     frame.flags = (this.retry ? Flag.RETRY : 0) | (this.fua ? Flag.FUA : 0);
     frame.order = this.order;
@@ -128,7 +130,7 @@ export class ObjectOp implements ReplyHandler {
     if (this.op === Op.LIST && (reply.flags & Flag.LAST) === 0) return;
     if (this.op === Op.LIST) link.forget(this.request);
     this.link = null;
-    this.since = reply.since;
+    if (this.mutates) this.since = reply.since;
     this.#router.done(this, null);
   }
 
@@ -139,7 +141,8 @@ export class ObjectOp implements ReplyHandler {
       return reply.payload === null;
     }
     const { payload, meta } = reply;
-    if (payload === null || payload.length !== this.length || meta?.length !== (this.length / 4096) * 4) return false;
+    if (payload === null || payload.length !== this.length || meta?.length !== (this.length / BLOCK_BYTES) * 4)
+      return false;
     if (firstMismatch(payload, meta, this.image, this.object, this.offset) !== -1) return false;
     zeroHoles(payload, meta);
     this.payload = payload;
@@ -160,5 +163,5 @@ export class ObjectOp implements ReplyHandler {
 /** A block without data reads as zeros, whatever came over the wire in its place. */
 function zeroHoles(payload: Buffer, checks: Buffer): void {
   for (let at = 0; at < checks.length; at += 4)
-    if (checks.readUInt32LE(at) === 0) payload.fill(0, at * 1024, at * 1024 + 4096);
+    if (checks.readUInt32LE(at) === 0) payload.fill(0, (at / 4) * BLOCK_BYTES, (at / 4 + 1) * BLOCK_BYTES);
 }

@@ -8,8 +8,8 @@
 
 import { StorageError } from '../../proto/errors.ts';
 import { Op } from '../../proto/frame.ts';
-import type { ObjectKey } from '../../proto/ids.ts';
-import { REPLAY_BYTES_MAX } from '../../proto/limits.ts';
+import { type ObjectKey, objectKey } from '../../proto/ids.ts';
+import { BLOCK_BYTES, REPLAY_BYTES_MAX } from '../../proto/limits.ts';
 import type { ImageEntry } from '../../proto/map.ts';
 import type { Clock } from '../../proto/ports.ts';
 import { extentsOf, type ObjectExtent } from '../../proto/striping.ts';
@@ -21,7 +21,7 @@ import { ObjectOp, type OpOwner } from './object-op.ts';
 import type { ObjectRouter } from './object-router.ts';
 import { ReadRequest } from './read-request.ts';
 import { StatusRequest } from './status-request.ts';
-import { Unflushed } from './unflushed.ts';
+import { type ReplayPiece, Unflushed } from './unflushed.ts';
 
 export class PoolImage implements Image, FlushedImage {
   readonly readOnly: boolean;
@@ -33,6 +33,8 @@ export class PoolImage implements Image, FlushedImage {
   #entry: ImageEntry;
   readonly #locks = new BlockLocks();
   readonly #unflushed = new Unflushed();
+  /** False: no unflushed change's interval is over, and reads need no second look. */
+  #mayBeStale = false;
   readonly #flusher: Flusher;
   /** Changes that have their lock or wait for it. */
   #changing = 0;
@@ -134,6 +136,41 @@ export class PoolImage implements Image, FlushedImage {
     this.#router.submit(op);
   }
 
+  /**
+   * Lays acked changes over what a READ brought, where the interval that acked them is over: if all its members lost
+   * power, they are gone there until the next flush writes them again.
+   */
+  restore(op: ObjectOp): void {
+    for (const { change, start, end } of this.#stalePieces(op, op.offset, op.offset + op.length)) {
+      op.payload ??= Buffer.alloc(op.length);
+      if (change.payload === null) op.payload.fill(0, start - op.offset, end - op.offset);
+      else change.payload.copy(op.payload, start - op.offset, start - change.start, end - change.start);
+    }
+  }
+
+  /** The same for the bitmap that a STATUS brought: acked data is never called a hole. */
+  restoreStatus(op: ObjectOp): Buffer | null {
+    let bits = op.metas[0] ?? null;
+    for (const { change, start, end } of this.#stalePieces(op, 0, 2 ** op.order)) {
+      if (change.payload === null) continue;
+      bits ??= Buffer.alloc(Math.ceil(2 ** op.order / BLOCK_BYTES / 8));
+      for (let block = start / BLOCK_BYTES; block < end / BLOCK_BYTES; block++) bits[block >> 3]! |= 1 << (block & 7);
+    }
+    return bits;
+  }
+
+  #stalePieces(op: ObjectOp, start: number, end: number): ReplayPiece[] {
+    if (!this.#mayBeStale) return [];
+    const pieces = this.#unflushed.stalePieces(objectKey(op.image, op.object), start, end, op.since);
+    if (pieces.length === 0) this.#noteStale();
+    return pieces;
+  }
+
+  #noteStale(): void {
+    const { map } = this.#router;
+    this.#mayBeStale = map === null || this.#unflushed.anyStale(map, this.#unflushed.size);
+  }
+
   /** A change was acked. */
   noteChange(key: ObjectKey, op: ObjectOp): void {
     const payload = op.op === Op.WRITE ? op.payload : null;
@@ -173,6 +210,7 @@ export class PoolImage implements Image, FlushedImage {
 
   /** A newer map: the image may have another size, another writer, or be gone. */
   onMap(entry: ImageEntry | undefined): void {
+    this.#noteStale();
     if (entry === undefined || (!this.readOnly && entry.fence > this.fence)) {
       if (this.#failure !== null) return;
       this.#failure =

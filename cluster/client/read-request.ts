@@ -38,6 +38,7 @@ export class ReadRequest implements OpOwner {
 
   onOpDone(op: ObjectOp, error: StorageError | null): void {
     this.#error ??= error;
+    if (error === null) this.#image.restore(op);
     this.#found[op.at] = op.payload;
     if (--this.#left > 0) return;
     if (this.#error !== null) return this.#done(this.#error, null);

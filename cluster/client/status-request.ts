@@ -31,7 +31,7 @@ export class StatusRequest implements OpOwner {
 
   onOpDone(op: ObjectOp, error: StorageError | null): void {
     this.#error ??= error;
-    this.#bitmaps[op.at] = op.metas[0] ?? null;
+    this.#bitmaps[op.at] = error === null ? this.#image.restoreStatus(op) : null;
     if (--this.#left > 0) return;
     if (this.#error !== null) return this.#done(this.#error, null);
     const runs: { length: number; data: boolean }[] = [];

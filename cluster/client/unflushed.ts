@@ -3,7 +3,8 @@
 // An ack means that every member of the acting set has the change in its page cache. If a member's machine loses power
 // before the flush, the change is gone there; the interval ends, because the member's process did. So a change whose
 // interval has ended is stale: it is written once more before a flush may succeed. Stale changes are replayed without
-// the parts that newer changes have covered since, so that a replay never brings back old bytes.
+// the parts that newer changes have covered since, so that a replay never brings back old bytes. Until then they are
+// laid over what reads find, so that nobody sees an acked change vanish and come back.
 
 import type { Epoch, ObjectKey, PgId } from '../../proto/ids.ts';
 import type { StorageMap } from '../../proto/map.ts';
@@ -62,6 +63,23 @@ export class Unflushed {
     const pgs = new Set<PgId>();
     for (let i = 0; i < count; i++) pgs.add(this.#changes[i]!.pg);
     return pgs;
+  }
+
+  /**
+   * Parts of [start, end) of an object whose newest change was acked in another interval than `since`: a reader in that
+   * interval may be shown what was there before them.
+   */
+  stalePieces(key: ObjectKey, start: number, end: number, since: Epoch): ReplayPiece[] {
+    const over: { start: number; end: number }[] = [];
+    const pieces: ReplayPiece[] = [];
+    for (let i = this.#changes.length - 1; i >= 0; i--) {
+      const change = this.#changes[i]!;
+      if (change.key !== key || change.end <= start || change.start >= end) continue;
+      const range = { start: Math.max(start, change.start), end: Math.min(end, change.end) };
+      if (change.since !== since) for (const part of without(range, over)) pieces.push({ change, ...part });
+      over.push(range);
+    }
+    return pieces;
   }
 
   /** What must be written again, oldest first. Nothing else may be in flight. */
