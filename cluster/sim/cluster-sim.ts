@@ -168,13 +168,19 @@ export class ClusterSim {
       for (;;) {
         const status = await this.#status();
         reasons = status.reasons.join('; ');
-        if (status.health === 'clean' && status.daemons.every((daemon) => daemon.up)) return;
+        if (status.health === 'clean' && this.daemons.every((daemon) => this.#isUp(daemon))) return;
         await this.#pause(500);
       }
     };
     await this.settled(clean(), limitMs, 'clean').catch((error: Error) => {
       throw this.scheduler.failure ?? new Error(`${error.message}: ${reasons}`);
     });
+  }
+
+  /** Does the master know the process that runs now? It may still think of one before it as alive. */
+  #isUp({ daemon, machine }: SimDaemon): boolean {
+    const entry = daemon === null ? undefined : this.map.daemons.get(daemon.id);
+    return entry?.up === true && entry.bootId === machine.incarnation?.name;
   }
 
   // --- the master

@@ -43,7 +43,10 @@ export type VisibleCode = Extract<ErrorCode, 'FENCED' | 'NO_SPACE' | 'IO' | 'INV
 
 export async function runSeed(seed: number, options: RunOptions = {}): Promise<Outcome> {
   const random = new SimRandom(seed);
-  const plan: Plan = { ...planOf(seed, random.fork('plan'), options.stores ?? ['memory']), ...options.plan };
+  const plan: Plan = {
+    ...planOf(seed, random.fork('plan'), options.stores ?? ['memory', 'disk', 'disk']),
+    ...options.plan,
+  };
   const cluster = new ClusterSim(plan, random, options.hooks ?? {});
   const { verbose } = options;
   if (verbose !== undefined) cluster.scheduler.tracer = (entry) => verbose(traceLine(entry));

@@ -33,7 +33,16 @@ test(`${SEEDS} seeds from ${FIRST}: clusters that crash, pause, lose and partiti
   t.log(`${acked} operations acked, ${vacuous} vacuous seeds`);
   if (SEEDS < 50) return;
   t.true(vacuous <= SEEDS * VACUOUS_SHARE_MAX, `${vacuous} of ${SEEDS} seeds are vacuous`);
-  for (const fault of ['crash daemon', 'crash master', 'crash writer', 'take over', 'partition', 'payload bit flip'])
+  for (const fault of [
+    'cut power of a daemon',
+    'cut all power',
+    'crash daemon',
+    'crash master',
+    'crash writer',
+    'take over',
+    'partition',
+    'payload bit flip',
+  ])
     t.true(probes.has(fault), `no seed had the fault: ${fault}`);
 });
 
@@ -42,20 +51,28 @@ test('another seed is another run', async (t) => {
 });
 
 /** Runs that once found something wrong, with what it was. */
-const STORIES: [title: string, seed: number, plan: Partial<Plan>][] = [
+const STORIES: [title: string, seed: number, store: Plan['store'], plan: Partial<Plan>][] = [
   [
     'two processes of one directory wait for their predecessor to be gone, the dead one does not become the daemon',
     24,
+    'memory',
     { faults: ['reset connections', 'crash daemon', 'partition'], faultEveryMs: 300, depth: 16 },
   ],
   [
     'pushes to members that are gone give their turns back, and recovery goes on',
     445,
+    'memory',
     { faults: ['break streams'], faultEveryMs: 300, depth: 16 },
   ],
+  [
+    'all members lose power, and the writer reads what it had acked and not flushed before it is replayed',
+    112,
+    'disk',
+    {},
+  ],
 ];
-for (const [title, seed, plan] of STORIES)
+for (const [title, seed, store, plan] of STORIES)
   test(title, async (t) => {
-    const outcome = await runSeed(seed, { plan });
+    const outcome = await runSeed(seed, { plan, stores: [store] });
     t.is(outcome.failure, null, outcome.failure === null ? '' : describeFailure(outcome));
   });

@@ -5,6 +5,8 @@
 //   disk:   the real engine on a SimDisk, opened anew by each process.
 
 import type { Clock, Log } from '../../proto/ports.ts';
+import { openDiskStore } from '../store/disk-store.ts';
+import { LOG_BYTES_MIN } from '../store/limits.ts';
 import { createMemoryStore } from '../store/memory-store.ts';
 import type { Store } from '../store/store.ts';
 import type { SimRandom } from './random.ts';
@@ -17,16 +19,21 @@ export class StoreHome {
   mayFail = false;
   readonly #kind: 'memory' | 'disk';
   readonly #machine: Machine;
+  readonly #random: SimRandom;
   #memory: Store | null = null;
 
   constructor(machine: Machine, kind: 'memory' | 'disk', random: SimRandom) {
     this.#machine = machine;
     this.#kind = kind;
+    this.#random = random;
     this.disk = new SimDisk(machine, random);
   }
 
-  async open(_life: Incarnation, _log: Log, _onFatal: (error: Error) => void): Promise<Store> {
-    if (this.#kind === 'disk') throw new Error('no disk store yet');
+  async open(life: Incarnation, log: Log, onFatal: (error: Error) => void): Promise<Store> {
+    if (this.#kind === 'disk') {
+      const random = this.#random.fork(`store of ${life.name}`);
+      return openDiskStore({ disk: this.disk.port(life), clock: life, log, onFatal, logBytes: LOG_BYTES_MIN, random });
+    }
     this.#memory ??= createMemoryStore(new MachineClock(this.#machine));
     return this.#memory;
   }
