@@ -2,10 +2,20 @@
 // and the times after which a silent connection is taken for dead.
 
 import { join } from 'node:path';
-import { type Metadata, type MethodDefinition, type ServiceDefinition, status } from '@grpc/grpc-js';
+import {
+  logVerbosity,
+  type Metadata,
+  type MethodDefinition,
+  type ServiceDefinition,
+  setLogVerbosity,
+  status,
+} from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import type { ControlMethod } from '../../proto/control.ts';
 import { type ErrorCode, StorageError } from '../../proto/errors.ts';
+
+// What goes wrong is in the errors that calls get; the library's own lines on stderr would say it twice, as no JSON.
+setLogVerbosity(logVerbosity.NONE);
 
 const SCHEMA = join(import.meta.dirname, '../../proto/master.proto');
 

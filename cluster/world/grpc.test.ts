@@ -1,8 +1,12 @@
 // The gRPC carrier with a real master behind it, on loopback.
 
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { connect } from 'node:net';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test, { type ExecutionContext } from 'ava';
-import type { Subscription } from '../../proto/control.ts';
+import type { Subscriber, Subscription } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { applyUpdate, type StorageMap } from '../../proto/map.ts';
 import type { Log } from '../../proto/ports.ts';
@@ -17,6 +21,7 @@ const quiet: Log = { debug() {}, info() {}, warn() {}, error() {} };
 async function serve(t: ExecutionContext, kv = new MemoryKv(), address = '127.0.0.1:0') {
   const onFatal = (error: Error): void => t.fail(error.message);
   const master = await Master.open({ clock: openClock(), log: quiet, random: openRandom(), kv, onFatal });
+  t.teardown(() => master.close());
   const server = await serveGrpc(master, address, quiet);
   const close = async (): Promise<void> => {
     await master.close();
@@ -46,10 +51,11 @@ const daemonRequest = (n: number) => ({
 
 /** A daemon's life on a link: its map, kept current. */
 class Follower {
-  map: StorageMap | null = null;
+  map: StorageMap | null;
   closed = '';
   subscription: Subscription;
-  constructor(link: MasterLink, subscriber: Parameters<MasterLink['subscribe']>[0]) {
+  constructor(link: MasterLink, subscriber: Subscriber, map: StorageMap | null = null) {
+    this.map = map;
     this.subscription = link.subscribe(subscriber, {
       onUpdate: (update) => {
         this.map = applyUpdate(this.map, update);
@@ -114,8 +120,6 @@ test('a daemon joins, a pool and an image are made, a client locks the image and
   const status = await link.call('status', {});
   t.deepEqual(status.daemons[0]!.space, space);
   t.is(status.images[0]!.owner, 'nbd on here');
-  client.subscription.close();
-  await until(t, 'the session is over', () => true);
 });
 
 test('a refusal keeps its code and its words across the wire', async (t) => {
@@ -130,4 +134,143 @@ test('a refusal keeps its code and its words across the wire', async (t) => {
   const stranger = new Follower(link, { role: 'daemon', id: 9, bootId: 'b', epoch: 0 });
   await until(t, 'the stranger is refused', () => stranger.closed !== '');
   t.regex(stranger.closed, /register first/);
+});
+
+test('when the master restarts on the same port, calls fail at once, streams end, and both work again after', async (t) => {
+  const kv = new MemoryKv();
+  const first = await serve(t, kv);
+  const link = linkTo(t, first.server);
+  await link.call('register', daemonRequest(1));
+  const daemon = new Follower(link, { role: 'daemon', id: 1, bootId: 'boot-1', epoch: 0 });
+  await until(t, 'up', () => daemon.map?.daemons.get(1)?.up === true);
+  const survived = kv.copy();
+  await first.close();
+  await until(t, 'the stream ends', () => daemon.closed !== '');
+  const started = performance.now();
+  const error = await t.throwsAsync(link.call('status', {}), { instanceOf: StorageError });
+  t.is(error!.code, 'UNAVAILABLE');
+  t.true(performance.now() - started < 2_000);
+
+  await serve(t, survived, first.server.address);
+  let status = null;
+  for (let i = 0; i < 50 && status === null; i++) {
+    status = await link.call('status', {}).catch(() => sleep(50, null));
+  }
+  t.is(status?.epoch, daemon.map!.epoch);
+  const again = new Follower(link, { role: 'daemon', id: 1, bootId: 'boot-1', epoch: daemon.map!.epoch }, daemon.map);
+  await link.call('setDaemon', { id: 1, weight: 3 });
+  await until(t, 'an incremental update', () => again.map!.daemons.get(1)!.weight === 3);
+  t.is(again.map!.clusterId, daemon.map!.clusterId);
+});
+
+test('a port that is taken is refused with a clear error', async (t) => {
+  const { server } = await serve(t);
+  const error = await t.throwsAsync(serve(t, new MemoryKv(), server.address), { instanceOf: StorageError });
+  t.is(error!.code, 'BUSY');
+  t.true(error!.message.includes(server.address));
+});
+
+test('an address that cannot be is refused with a clear error', async (t) => {
+  const error = await t.throwsAsync(serve(t, new MemoryKv(), '203.0.113.1:1'), { instanceOf: StorageError });
+  t.is(error!.code, 'INVALID');
+});
+
+test('garbage on the port harms nobody', async (t) => {
+  const { server } = await serve(t);
+  const link = linkTo(t, server);
+  await link.call('register', daemonRequest(1));
+  const daemon = new Follower(link, { role: 'daemon', id: 1, bootId: 'boot-1', epoch: 0 });
+  await until(t, 'up', () => daemon.map?.daemons.get(1)?.up === true);
+  const port = Number(server.address.split(':')[1]);
+  const preface = Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n');
+  const frameOfGiant = Buffer.from('ffffff0000000000010000', 'hex');
+  const random = Buffer.from(Array.from({ length: 4_096 }, (_, at) => (at * 7_919) & 255));
+  for (const bytes of [
+    Buffer.from('GET / HTTP/1.1\r\nHost: x\r\n\r\n'),
+    random,
+    preface,
+    Buffer.concat([preface, frameOfGiant]),
+    Buffer.concat([preface, random]),
+    Buffer.alloc(0),
+  ]) {
+    const socket = connect(port, '127.0.0.1');
+    socket.on('error', () => {}); // being cut off is the expected answer
+    await once(socket, 'connect');
+    socket.write(bytes);
+    await sleep(30);
+    socket.destroy();
+  }
+  t.is((await link.call('status', {})).daemons.length, 1);
+  t.is(daemon.closed, '');
+});
+
+/** A client in a process of its own: it subscribes as daemon 1, says so, and then does what its signals make it do. */
+async function startChild(t: ExecutionContext, address: string): Promise<ChildProcess> {
+  const program = `
+    const { openControlLink } = await import(${JSON.stringify(join(import.meta.dirname, 'grpc-link.ts'))});
+    const link = openControlLink('${address}');
+    await link.call('register', ${JSON.stringify(daemonRequest(1))});
+    link.subscribe({ role: 'daemon', id: 1, bootId: 'boot-1', epoch: 0 }, {
+      onUpdate: (update) => console.log('epoch ' + update.to),
+      onClose: (reason) => console.log('closed ' + reason),
+    });
+    setInterval(() => {}, 1000);`;
+  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  t.teardown(() => child.kill('SIGKILL'));
+  await once(child.stdout!, 'data');
+  return child;
+}
+
+test('a killed process is noticed at once, a stopped one within about four seconds', async (t) => {
+  const { master, server } = await serve(t);
+  const closings: string[] = [];
+  const subscribe = master.subscribe.bind(master);
+  // Heartbeats would tell as well; here only the stream may.
+  master.subscribe = (subscriber, events) => {
+    const subscription = subscribe(subscriber, events);
+    return {
+      close() {
+        closings.push(`daemon ${subscriber.role === 'daemon' ? subscriber.id : 0}`);
+        subscription.close();
+      },
+    };
+  };
+  const killed = await startChild(t, server.address);
+  await until(t, 'up', () => master.map.daemons.get(1)?.up === true);
+  let started = performance.now();
+  killed.kill('SIGKILL');
+  await until(t, 'down', () => master.map.daemons.get(1)?.up === false);
+  t.true(performance.now() - started < 1_000, `noticed after ${performance.now() - started} ms`);
+  t.is(closings.length, 1);
+
+  const stopped = await startChild(t, server.address);
+  await until(t, 'up again', () => master.map.daemons.get(1)?.up === true);
+  started = performance.now();
+  stopped.kill('SIGSTOP');
+  await until(t, 'the stream is cut', () => closings.length === 2, 8_000);
+  const took = performance.now() - started;
+  t.log(`a stopped process was noticed after ${took.toFixed(0)} ms`);
+  t.true(took < 5_000);
+});
+
+test('a subscriber that does not read for a while gets what it missed in a few updates, not in all of them', async (t) => {
+  const { master, server } = await serve(t);
+  const link = linkTo(t, server);
+  const child = await startChild(t, server.address);
+  let text = '';
+  child.stdout!.on('data', (data) => {
+    text += data;
+  });
+  await link.call('createPool', { name: 'p', pgCount: 2_048, replicas: 1, minSize: 0, durability: 'sync' });
+  child.kill('SIGSTOP');
+  // Each change empties or fills every acting set: about 20 KB, so that sockets are full after a few.
+  for (let i = 0; i < 25; i++) await link.call('setDaemon', { id: 1, in: i % 2 === 1 });
+  child.kill('SIGCONT');
+  await until(t, 'the reader catches up', () => text.includes(`epoch ${master.map.epoch}\n`));
+  const messages = text.split('\n').length - 1;
+  t.log(`${messages} messages for ${master.map.epoch} epochs`);
+  t.false(text.includes('closed'));
+  t.true(messages < 20, 'the rest was joined');
 });
