@@ -74,13 +74,16 @@ test('an old process whose machine vanished is given up after the time of silenc
   const second = world.master.handle('register', world.daemon(1).registration({ bootId: 'boot-1-2' }));
   await world.clock.advance(4_500);
   t.is((await second).id, 1);
+  t.regex(world.daemon(1).closed!, /another process/, 'should it live after all, it learns');
+  await world.clock.advance(2_000);
+  t.false(world.daemon(1).entry.up, 'the new process is up when it subscribes, not before');
 });
 
 test('a daemon that has seen a newer map than this store holds stops the master', async (t) => {
   const world = await World.start({ daemons: 1 });
   const clusterId = world.map.clusterId;
   const error = await t.throwsAsync(world.daemon(1).register({ clusterId, newestEpoch: world.map.epoch + 1 }));
-  t.is(code(error), 'IDENTITY');
+  t.is(code(error), 'UNAVAILABLE', 'the daemon is right: it waits for the right master');
   t.regex(world.fatal!.message, /old copy/);
   const after = await t.throwsAsync(world.createPool());
   t.is(code(after), 'UNAVAILABLE');
@@ -313,6 +316,7 @@ test('a failing store stops the master: nothing is accepted or told any more', a
   t.regex(world.fatal!.message, /disk on fire/);
   t.is(world.map, before);
   t.is(code(await t.throwsAsync(world.createPool())), 'UNAVAILABLE');
+  t.is(code(await t.throwsAsync(world.settled(world.master.handle('status', {})))), 'UNAVAILABLE');
   t.not(world.daemon(1).closed, null, 'subscribers are told');
 });
 

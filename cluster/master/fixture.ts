@@ -8,7 +8,6 @@ import type { KeyValueStore } from '../../proto/kv.ts';
 import { HEARTBEAT_MS } from '../../proto/limits.ts';
 import { applyUpdate, type MapUpdate, type PgEntry, type StorageMap } from '../../proto/map.ts';
 import type { Clock, Log, Timer } from '../../proto/ports.ts';
-import { SimRandom } from '../sim/random.ts';
 import { Master } from './master.ts';
 import { MemoryKv } from './memory-kv.ts';
 
@@ -71,7 +70,7 @@ export class World {
   fatal: Error | null = null;
   readonly daemons = new Map<number, Puppet>();
   readonly outAfterMs: number;
-  #starts = 0;
+  #drawn = 0;
 
   private constructor(kv: KeyValueStore, outAfterMs: number) {
     this.kv = kv;
@@ -87,7 +86,7 @@ export class World {
 
   async startMaster(): Promise<void> {
     const { clock, kv, outAfterMs } = this;
-    const random = new SimRandom(++this.#starts);
+    const random = { u32: () => Math.imul(++this.#drawn, 0x9e3779b1) >>> 0 };
     const onFatal = (error: Error): void => {
       this.fatal = error;
     };

@@ -31,6 +31,9 @@ export const PREFER_MOST_MS = 600_000;
 /** After a restart of the master, daemons that were up and sessions that hold locks have this long to come back. */
 export const GRACE_MS = DOWN_AFTER_MS;
 
+/** Sessions remembered with their names; past it those that are not subscribed are forgotten. */
+export const SESSIONS_REMEMBERED = 10_000;
+
 /** Longest names of images, pools, failure domains, sessions and hosts, in characters. */
 export const NAME_LENGTH_MAX = 256;
 /** PGs a new pool may have: a full map must fit in one message. */

@@ -12,21 +12,22 @@ import type {
   ControlReply,
   ControlRequest,
   ControlService,
-  PgInterval,
   Subscriber,
   Subscription,
   SubscriptionEvents,
 } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
-import type { DaemonId, Epoch, PgId, SessionId } from '../../proto/ids.ts';
+import type { DaemonId, Epoch, SessionId } from '../../proto/ids.ts';
 import type { KeyValueStore } from '../../proto/kv.ts';
 import { OUT_AFTER_MS } from '../../proto/limits.ts';
-import type { DaemonEntry, StorageMap } from '../../proto/map.ts';
+import type { StorageMap } from '../../proto/map.ts';
 import type { Clock, Log, Random, Timer } from '../../proto/ports.ts';
 import { Commits, type Operation } from './commits.ts';
-import { createImage, createPool, imageOf, inUse, removeImage, resizeImage } from './directory.ts';
-import { activated, cleaned, isSettled, type PgRecord, waitForOf } from './intervals.ts';
+import { createImage, createPool, removeImage, resizeImage } from './directory.ts';
+import { isSettled } from './intervals.ts';
 import { TICK_MS } from './limits.ts';
+import { lockImage, unlockImage } from './locks.ts';
+import { activatePgs, cleanPgs, preferPrimary } from './marks.ts';
 import { Planner } from './planner.ts';
 import { Preferences } from './preferences.ts';
 import { complain, isHeld, isSilent, Presences } from './presence.ts';
@@ -114,6 +115,7 @@ export class Master implements ControlService {
   }
 
   handle<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
+    if (this.#closed) return Promise.reject(new StorageError('UNAVAILABLE', 'the master has stopped'));
     return this.#handlers[method](request);
   }
 
@@ -132,8 +134,8 @@ export class Master implements ControlService {
   readonly #handlers: Handlers = {
     register: (request) => this.#register(request),
     heartbeat: (request) => this.#heartbeat(request),
-    activate: (request) => this.#mark('activate', request),
-    clean: (request) => this.#mark('clean', request),
+    activate: async (request) => ({ accepted: await this.#submit((change) => activatePgs(change, request)) }),
+    clean: async (request) => ({ accepted: await this.#submit((change) => cleanPgs(change, request)) }),
     preferPrimary: async (request) => {
       await this.#submit((change) => preferPrimary(change, request));
       this.#preferences.asked(request.pg, this.#clock.now());
@@ -146,7 +148,7 @@ export class Master implements ControlService {
       return { clusterId: this.#state.clusterId, session };
     },
     lockImage: (request) => this.#lockImage(request),
-    unlockImage: ({ session, image }) => this.#submit((change) => unlockImage(change, session, image)),
+    unlockImage: (request) => this.#submit((change) => unlockImage(change, request)),
     createPool: (request) => this.#submit((change) => createPool(change, request)),
     createImage: (request) => this.#submit((change) => createImage(change, request)),
     resizeImage: (request) => this.#submit((change) => resizeImage(change, request)),
@@ -168,16 +170,22 @@ export class Master implements ControlService {
 
   async #register(request: ControlRequest<'register'>): Promise<ControlReply<'register'>> {
     if (request.newestEpoch > this.#state.epoch) {
+      // Not IDENTITY when it is our own cluster: the daemon is right, and must live to meet the right master.
+      const ours = request.clusterId === this.#state.clusterId;
       const error = new StorageError(
-        'IDENTITY',
+        ours ? 'UNAVAILABLE' : 'IDENTITY',
         `daemon ${request.uuid} has seen map epoch ${request.newestEpoch}, this master's store ends at ${this.#state.epoch}: it is an old copy and must not be served from; put the newest store back`,
       );
-      if (request.clusterId === this.#state.clusterId) this.#fail(error);
+      if (ours) this.#fail(error);
       throw error;
     }
     await this.#oldProcessGone(request.uuid, request.bootId);
     const id = await this.#submit((change) => registerDaemon(change, request));
-    this.#presences.of(id, request.bootId, this.#clock.now());
+    const presence = this.#presences.of(id, request.bootId, this.#clock.now());
+    if (presence.stream !== null && presence.streamBootId !== request.bootId) {
+      this.#publisher.dismiss(presence.stream, 'another process of this daemon has registered');
+      presence.stream = null;
+    }
     return { clusterId: this.#state.clusterId, id, epoch: this.#state.epoch };
   }
 
@@ -217,6 +225,7 @@ export class Master implements ControlService {
     const stream = this.#publisher.follow(subscriber.epoch, events);
     if (presence.stream !== null) this.#publisher.dismiss(presence.stream, 'replaced by a newer subscription');
     presence.stream = stream;
+    presence.streamBootId = bootId;
     presence.heardAt = now;
     this.#background('mark a daemon up', (change) => this.#markUp(change, id, bootId));
     return {
@@ -239,33 +248,13 @@ export class Master implements ControlService {
     const presence = this.#presences.of(id, bootId, now);
     presence.heardAt = now;
     presence.space = request.space;
-    for (const report of request.pgs) presence.reports.set(report.pg, report);
+    for (const report of request.pgs) if (this.#state.pgs.has(report.pg)) presence.reports.set(report.pg, report);
     if (request.pgs.length > 0) this.#reportsChanged = true;
     if (request.epoch > presence.ackedEpoch) {
       presence.ackedEpoch = request.epoch;
       this.#fences.check();
     }
     return { epoch: this.#state.epoch };
-  }
-
-  async #mark(
-    method: 'activate' | 'clean',
-    request: { id: DaemonId; bootId: string; pgs: PgInterval[] },
-  ): Promise<{ accepted: PgId[] }> {
-    const accepted = await this.#submit((change) => {
-      const daemon = change.daemons.get(request.id)?.entry;
-      if (daemon === undefined || daemon.bootId !== request.bootId) return [];
-      const pgs: PgId[] = [];
-      for (const interval of request.pgs) {
-        const record = change.pgs.get(interval.pg);
-        if (record === undefined || !isPrimaryOf(record, interval, daemon, change)) continue;
-        if (method === 'clean' && !record.activated) continue;
-        change.pgs.set(record.pg, method === 'activate' ? activated(record) : cleaned(record));
-        pgs.push(record.pg);
-      }
-      return pgs;
-    });
-    return { accepted };
   }
 
   async #reportFailure(request: ControlRequest<'reportFailure'>): Promise<Record<string, never>> {
@@ -299,7 +288,7 @@ export class Master implements ControlService {
     const record = change.daemons.get(id);
     const presence = this.#presences.get(id);
     if (record === undefined || presence === undefined || record.entry.bootId !== bootId) return;
-    if (presence.stream === null || isHeld(presence, this.#clock.now())) return;
+    if (presence.stream === null || presence.streamBootId !== bootId || isHeld(presence, this.#clock.now())) return;
     const outBy = record.outBy === 'operator' ? 'operator' : '';
     if (record.entry.up && record.outBy === outBy) return;
     change.daemons.set(id, { entry: { ...record.entry, up: true, in: outBy === '' }, outBy });
@@ -384,21 +373,7 @@ export class Master implements ControlService {
   }
 
   async #lockImage(request: ControlRequest<'lockImage'>): Promise<ControlReply<'lockImage'>> {
-    const { session, image, takeOver } = request;
-    const lock = await this.#submit((change) => {
-      if (!this.#sessions.isSubscribed(session))
-        throw new StorageError('UNAVAILABLE', `session ${session} is not subscribed to the map: subscribe, then lock`);
-      const record = imageOf(change, image);
-      if (record.owner === session) return { fence: record.entry.fence, fencedAt: record.fencedAt };
-      if (record.owner !== 0 && !takeOver && this.#sessions.isAlive(record.owner))
-        throw inUse(record.entry.name, record.owner, record.ownerName);
-      const fence = record.entry.fence + 1;
-      const ownerName = this.#sessions.nameOf(session);
-      const fencedAt = change.nextEpoch;
-      change.images.set(image, { entry: { ...record.entry, fence }, owner: session, ownerName, fencedAt });
-      this.#log.info('image is locked', { image, fence, session, owner: ownerName });
-      return { fence, fencedAt };
-    });
+    const lock = await this.#submit((change) => lockImage(change, request, this.#sessions));
     await this.#fences.until(lock.fencedAt);
     return { fence: lock.fence, epoch: lock.fencedAt };
   }
@@ -440,31 +415,6 @@ export class Master implements ControlService {
     void this.#commits.stop(new StorageError('UNAVAILABLE', `the master has stopped: ${error.message}`));
     this.#onFatal(error);
   }
-}
-
-function isPrimaryOf(record: PgRecord, interval: PgInterval, daemon: DaemonEntry, change: Change): boolean {
-  return (
-    record.since === interval.since &&
-    record.acting[0] === daemon.id &&
-    waitForOf(record).length === 0 &&
-    !change.rebooted.has(daemon.id)
-  );
-}
-
-function preferPrimary(change: Change, request: ControlRequest<'preferPrimary'>): Record<string, never> {
-  const record = change.pgs.get(request.pg);
-  if (record === undefined) throw new StorageError('NOT_FOUND', 'no such PG');
-  if (record.since !== request.since || !record.acting.includes(request.daemon))
-    throw new StorageError('STALE', 'the PG has a newer interval');
-  change.pgs.set(record.pg, { ...record, prefer: request.daemon });
-  return {};
-}
-
-function unlockImage(change: Change, session: SessionId, image: number): Record<string, never> {
-  const record = change.images.get(image);
-  if (record !== undefined && record.owner === session)
-    change.images.set(image, { ...record, owner: 0, ownerName: '' });
-  return {};
 }
 
 function uuid(random: Random): string {

@@ -22,6 +22,8 @@ export interface Presence {
   bootId: string;
   /** Its subscription; null: none is open. */
   stream: Follower | null;
+  /** The process that opened it. */
+  streamBootId: string;
   /** When it was last heard: a heartbeat, or its subscription. */
   heardAt: number;
   /** Newest epoch it said it obeys. */
@@ -47,6 +49,7 @@ export class Presences {
         id,
         bootId,
         stream: null,
+        streamBootId: '',
         heardAt: now,
         ackedEpoch: 0,
         downAt: now,

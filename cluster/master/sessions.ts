@@ -9,7 +9,7 @@
 import { StorageError } from '../../proto/errors.ts';
 import type { Epoch, SessionId } from '../../proto/ids.ts';
 import type { Clock, Timer } from '../../proto/ports.ts';
-import { FENCE_ACK_MS, GRACE_MS } from './limits.ts';
+import { FENCE_ACK_MS, GRACE_MS, SESSIONS_REMEMBERED } from './limits.ts';
 import type { Follower } from './publisher.ts';
 
 interface Session {
@@ -28,6 +28,7 @@ export class Sessions {
   }
 
   opened(session: SessionId, name: string): void {
+    if (this.#seen.size >= SESSIONS_REMEMBERED) this.#forgetClosed();
     this.#seen.set(session, { name, stream: null });
   }
 
@@ -54,6 +55,11 @@ export class Sessions {
     const known = this.#seen.get(session);
     if (known === undefined) return session !== 0 && this.#clock.now() < this.#graceUntil;
     return known.stream !== null;
+  }
+
+  /** Those whose subscription is not open; one of them that comes back has only lost its name. */
+  #forgetClosed(): void {
+    for (const [session, { stream }] of this.#seen) if (stream === null) this.#seen.delete(session);
   }
 
   nameOf(session: SessionId): string {

@@ -1,0 +1,54 @@
+// What primaries say of their PGs, as operations on a Change: it may take writes, it is clean, another should lead.
+//
+// A word counts only for the interval it was said in, from its primary's very process, and only while the PG need not
+// wait for anybody. If an interval ends in the same batch, what was said of it is still durable: planner.ts then begins
+// the next one from it.
+
+import type { ControlRequest, PgInterval } from '../../proto/control.ts';
+import { StorageError } from '../../proto/errors.ts';
+import { type PgId, pgName } from '../../proto/ids.ts';
+import type { DaemonEntry } from '../../proto/map.ts';
+import { activated, cleaned, type PgRecord, waitForOf } from './intervals.ts';
+import type { Change } from './state.ts';
+
+/** These PGs may take writes from now on. Returns those for which that is true. */
+export function activatePgs(change: Change, request: ControlRequest<'activate'>): PgId[] {
+  return mark(change, request, activated);
+}
+
+/** Every member of these PGs has everything. Returns those for which that was believed. */
+export function cleanPgs(change: Change, request: ControlRequest<'clean'>): PgId[] {
+  return mark(change, request, (record) => (record.activated ? cleaned(record) : null));
+}
+
+function mark(
+  change: Change,
+  { id, bootId, pgs }: ControlRequest<'activate'>,
+  marked: (record: PgRecord) => PgRecord | null,
+): PgId[] {
+  const daemon = change.daemons.get(id)?.entry;
+  if (daemon === undefined || daemon.bootId !== bootId || change.rebooted.has(id)) return [];
+  const accepted: PgId[] = [];
+  for (const interval of pgs) {
+    const record = change.pgs.get(interval.pg);
+    if (record === undefined || !leads(daemon, record, interval)) continue;
+    const next = marked(record);
+    if (next === null) continue;
+    change.pgs.set(record.pg, next);
+    accepted.push(record.pg);
+  }
+  return accepted;
+}
+
+function leads(daemon: DaemonEntry, record: PgRecord, interval: PgInterval): boolean {
+  return record.since === interval.since && record.acting[0] === daemon.id && waitForOf(record).length === 0;
+}
+
+/** Throws STALE if the PG has a newer interval, or one without that member. */
+export function preferPrimary(change: Change, request: ControlRequest<'preferPrimary'>): void {
+  const record = change.pgs.get(request.pg);
+  if (record === undefined) throw new StorageError('NOT_FOUND', `no PG has the number ${request.pg}`);
+  if (record.since !== request.since || !record.acting.includes(request.daemon))
+    throw new StorageError('STALE', `pg ${pgName(request.pg)} has a newer interval`);
+  change.pgs.set(record.pg, { ...record, prefer: request.daemon });
+}
