@@ -9,10 +9,8 @@ import { IMAGE_BYTES_MAX } from '../../proto/limits.ts';
 import type { ImageEntry, PoolEntry } from '../../proto/map.ts';
 import { invalidLayout, objectCount } from '../../proto/striping.ts';
 import { newPg } from './intervals.ts';
-import { NAME_LENGTH_MAX, POOL_PGS_MAX } from './limits.ts';
+import { NAME_LENGTH_MAX, POOL_PGS_MAX, REPLICAS_MAX } from './limits.ts';
 import type { Change, ImageRecord } from './state.ts';
-
-const REPLICAS_MAX = 8;
 
 export function createPool(change: Change, request: ControlRequest<'createPool'>): PoolEntry {
   const { name, pgCount, replicas, durability } = request;

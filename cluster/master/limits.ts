@@ -22,8 +22,8 @@ export const HOLD_MOST_MS = 300_000;
 export const HOLD_FORGET_MS = 600_000;
 
 /**
- * A PG whose primary asked to be replaced keeps the one it preferred for this long after it is clean, twice as long each
- * time it asks again, up to the most: under constant writes the intended primary may lack the newest one every time.
+ * A PG whose primary asked to be replaced keeps the one it preferred for at least this long, twice as long each time it
+ * asks again, up to the most: under constant writes the intended primary may lack the newest one every time.
  */
 export const PREFER_MS = 10_000;
 export const PREFER_MOST_MS = 600_000;
@@ -36,6 +36,12 @@ export const SESSIONS_REMEMBERED = 10_000;
 
 /** Longest names of images, pools, failure domains, sessions and hosts, in characters. */
 export const NAME_LENGTH_MAX = 256;
+/** Copies of an object; more have no use that another pool would not serve better. */
+export const REPLICAS_MAX = 8;
+/** As proto/ids.ts says of DaemonId. */
+export const DAEMON_ID_MAX = 65_535;
+/** Weights are relative: any unit will do, such as gigabytes. */
+export const WEIGHT_MAX = 1_000_000;
 /** PGs a new pool may have: a full map must fit in one message. */
 export const POOL_PGS_MAX = 16_384;
 

@@ -2,7 +2,7 @@
 //
 // When a PG gets its intended primary back, that daemon may lack the newest write and ask for the old one again
 // (preferPrimary). Going back and forth under constant load would cost two short pauses each time, so the preferred one
-// stays for a while after the PG is clean, and longer each time. In memory only: after a restart of the master the first
+// stays for a while, and longer each time. In memory only: after a restart of the master the first
 // wait begins anew.
 
 import type { PgId } from '../../proto/ids.ts';

@@ -4,11 +4,8 @@ import type { ControlRequest } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import type { DaemonId } from '../../proto/ids.ts';
 import type { DaemonEntry } from '../../proto/map.ts';
-import { NAME_LENGTH_MAX } from './limits.ts';
+import { DAEMON_ID_MAX, NAME_LENGTH_MAX, WEIGHT_MAX } from './limits.ts';
 import type { Change } from './state.ts';
-
-const DAEMON_ID_MAX = 65_535;
-const WEIGHT_MAX = 1_000_000;
 
 /**
  * Takes in a daemon's process. A directory keeps its number for ever; a new boot id means that the old process is gone,
