@@ -22,6 +22,7 @@ const LAST_OPERATIONS = 20;
 
 export async function audit(cluster: ClusterSim, workload: Workload, writers: Writers): Promise<void> {
   workload.left = Math.min(workload.left, LAST_OPERATIONS);
+  await cluster.settled(cluster.allIn(), ANSWER_MS, 'putting daemons in');
   await answered(cluster, workload, writers);
   await cluster.untilClean(CLEAN_MS);
   await readEverything(cluster, writers);

@@ -194,6 +194,7 @@ export class ClusterSim {
       log: this.log(life),
       random: this.random.fork(`master ${life.name}`),
       kv,
+      outAfterMs: this.plan.outAfterMs,
       onFatal: (error) => this.scheduler.fail(new Error(`${life.name} stops: ${error.message}`, { cause: error })),
     }).then(
       (master) => {
@@ -215,7 +216,7 @@ export class ClusterSim {
 
   #newDaemon(index: number): SimDaemon {
     const machine = this.machine(`d${index}`);
-    const home = new StoreHome(machine, this.plan.store, this.random.fork(`disk ${index}`));
+    const home = new StoreHome(machine, this.plan.store, this.random.fork(`disk ${index}`), this.plan.logEntriesMax);
     const record = { clusterId: '', newestEpoch: 0, uuid: `uuid-${index}` };
     return { index, machine, home, record, store: null, daemon: null, restarting: false };
   }
@@ -280,6 +281,30 @@ export class ClusterSim {
     this.scheduler.note(life.name, `stops: ${error.message}`);
     this.scheduler.probe('daemon stopped itself');
     this.endDaemon(sim, 'crash', FATAL_RESTART_MS);
+  }
+
+  /** An operator puts the daemon out or in, or changes its share. Tries once. */
+  setDaemon(sim: SimDaemon, change: { in: boolean; weight: number }): boolean {
+    const id = sim.daemon?.id ?? 0;
+    if (id === 0) return false;
+    this.admin.call('setDaemon', { id, ...change }).catch((error: unknown) => {
+      if (!(error instanceof StorageError)) throw error;
+    });
+    return true;
+  }
+
+  /** Puts every daemon in with equal weights, however long that takes. */
+  async allIn(): Promise<void> {
+    const wanted = { in: true, weight: 1 };
+    for (const { id } of this.map.daemons.values())
+      for (let done = false; !done; )
+        try {
+          await this.admin.call('setDaemon', { id, ...wanted });
+          done = true;
+        } catch (error) {
+          if (!(error instanceof StorageError)) throw error;
+          await this.#pause(RETRY_MS);
+        }
   }
 
   // --- clients

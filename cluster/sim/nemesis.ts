@@ -87,6 +87,11 @@ export class Nemesis {
       case 'break streams':
         cluster.control.breakStreams(random.pick(cluster.machines));
         return true;
+      case 'move data':
+        return cluster.setDaemon(random.pick(cluster.daemons), {
+          in: random.chance(0.6),
+          weight: random.pick([0.1, 1, 1, 10]),
+        });
       case 'disk stalls':
         random.pick(cluster.daemons).home.disk.faults = {
           readDelayMs: 1,

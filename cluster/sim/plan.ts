@@ -18,7 +18,8 @@ export type Fault =
   | 'partition'
   | 'reset connections'
   | 'break streams'
-  | 'disk stalls';
+  | 'disk stalls'
+  | 'move data';
 
 export interface Plan {
   readonly seed: number;
@@ -30,6 +31,10 @@ export interface Plan {
   readonly layout: { order: number; stripeUnit: number; stripeCount: number };
   readonly imageBytes: number;
   readonly store: 'memory' | 'disk';
+  /** Entries that a PG's log keeps (memory only): past them a member catches up by comparing lists. */
+  readonly logEntriesMax: number;
+  /** A daemon that is down for so long loses its data to others. */
+  readonly outAfterMs: number;
   /** Requests in flight by the writer. */
   readonly depth: number;
   readonly operations: number;
@@ -59,6 +64,7 @@ const ALWAYS_POSSIBLE: readonly Fault[] = [
   'partition',
   'reset connections',
   'break streams',
+  'move data',
 ];
 const WITH_DISKS: readonly Fault[] = ['cut power of a daemon', 'cut all power', 'disk stalls'];
 
@@ -97,6 +103,8 @@ export function planOf(seed: number, random: SimRandom, stores: readonly ('memor
       : { order, stripeUnit: 2 ** order, stripeCount: 1 },
     imageBytes: random.pick([4, 8, 16]) * 65_536 * (largestBytes > 65_536 ? 2 : 1),
     store,
+    logEntriesMax: random.pick([4096, 30, 5]),
+    outAfterMs: random.pick([600_000, 600_000, 5_000]),
     depth: random.pick([1, 4, 16]),
     operations: random.between(200, 600),
     durationMs: random.between(10_000, 40_000),

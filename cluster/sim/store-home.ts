@@ -20,9 +20,11 @@ export class StoreHome {
   readonly #kind: 'memory' | 'disk';
   readonly #machine: Machine;
   readonly #random: SimRandom;
+  readonly #logEntriesMax: number;
   #memory: Store | null = null;
 
-  constructor(machine: Machine, kind: 'memory' | 'disk', random: SimRandom) {
+  constructor(machine: Machine, kind: 'memory' | 'disk', random: SimRandom, logEntriesMax: number) {
+    this.#logEntriesMax = logEntriesMax;
     this.#machine = machine;
     this.#kind = kind;
     this.#random = random;
@@ -34,7 +36,7 @@ export class StoreHome {
       const random = this.#random.fork(`store of ${life.name}`);
       return openDiskStore({ disk: this.disk.port(life), clock: life, log, onFatal, logBytes: LOG_BYTES_MIN, random });
     }
-    this.#memory ??= createMemoryStore(new MachineClock(this.#machine));
+    this.#memory ??= createMemoryStore(new MachineClock(this.#machine), { logEntriesMax: this.#logEntriesMax });
     return this.#memory;
   }
 }
