@@ -25,6 +25,9 @@ export class FrameDecoder {
   #body: Buffer | null = null;
   #bodyFill = 0;
   #stopped = false;
+  #paused = false;
+  /** What was pushed and not looked at when it was paused. */
+  #rest: Buffer | null = null;
 
   constructor(onFrame: (frame: Frame) => void) {
     this.#onFrame = onFrame;
@@ -35,10 +38,27 @@ export class FrameDecoder {
     this.#stopped = true;
   }
 
+  /** No frame comes out, not even of bytes already pushed, until resume(); push() must not be called meanwhile. */
+  pause(): void {
+    this.#paused = true;
+  }
+
+  /** Goes on; returns what push() returns. */
+  resume(): string | null {
+    this.#paused = false;
+    const rest = this.#rest;
+    this.#rest = null;
+    return rest === null ? null : this.push(rest);
+  }
+
   /** Takes the next bytes; the chunk belongs to the decoder from now on. Returns why the stream is broken, or null. */
   push(chunk: Buffer): string | null {
     let at = 0;
     while (at < chunk.length && !this.#stopped) {
+      if (this.#paused) {
+        this.#rest = chunk.subarray(at);
+        return null;
+      }
       if (this.#body === null && this.#headerFill === 0 && chunk.length - at >= HEADER_BYTES) {
         const why = invalidHeader(chunk, at);
         if (why !== null) return why;

@@ -3,11 +3,15 @@
 // Frames sent during one turn of the event loop leave together: headers, metas and small payloads are copied into one
 // buffer, large payloads go as they are, and all of it is one writev. At depth 32 this is what keeps a 4 KiB request
 // from costing a system call of its own.
+//
+// Whoever does not read its answers gets to ask nothing more: an accepted connection with too much unsent stops reading
+// until all of it is sent. The side that connected always reads, so the two never wait for each other.
 
 import { existsSync, unlinkSync } from 'node:fs';
-import { createServer, type Socket, connect as socketConnect } from 'node:net';
+import { type AddressInfo, createServer, Socket, connect as socketConnect } from 'node:net';
 import { StorageError } from '../../proto/errors.ts';
 import { encodeHeader, type Frame, HEADER_BYTES } from '../../proto/frame.ts';
+import { FRAME_PAYLOAD_MAX } from '../../proto/limits.ts';
 import type { Connection, ConnectionEvents, Listener, Network } from '../../proto/ports.ts';
 import { FrameDecoder } from './frame-decoder.ts';
 
@@ -20,6 +24,12 @@ const COPY_BYTES_MAX = 16 * 1024;
 const SLAB_BYTES = 256 * 1024;
 const SLABS_KEPT = 16;
 const slabs: Buffer[] = [];
+/** Payload bytes of answers that may wait for one slow reader. Twice the largest payload. */
+const UNSENT_BYTES_MAX = 2 * FRAME_PAYLOAD_MAX;
+/** A peer that takes nothing of what is left to send gets so long after close(). */
+const LINGER_MS = 5_000;
+/** An idle connection is probed after this, so that a peer whose machine is gone does not stay for ever. */
+const KEEPALIVE_MS = 30_000;
 const UNIX = 'unix:';
 
 export function createNetwork(): Network {
@@ -28,7 +38,8 @@ export function createNetwork(): Network {
 
 /** @param address "host:port" (port 0: any free one) or "unix:/path". Rejects with UNAVAILABLE, saying why. */
 async function listen(address: string, accept: (connection: Connection) => void): Promise<Listener> {
-  const server = createServer({ noDelay: true }, (socket) => accept(new SocketConnection(socket, describe(socket))));
+  const options = { noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS };
+  const server = createServer(options, (socket) => accept(new SocketConnection(socket, describe(socket), true)));
   const path = address.startsWith(UNIX) ? address.slice(UNIX.length) : null;
   if (path !== null) await removeStaleSocket(path);
   await new Promise<void>((resolve, reject) => {
@@ -39,20 +50,33 @@ async function listen(address: string, accept: (connection: Connection) => void)
     if (path !== null) server.listen(path);
     else server.listen(hostAndPort(address));
   });
-  const bound = server.address();
+  // Later errors are of single accepts, such as too many open files: those who connect try again.
+  server.on('error', () => {});
   return {
-    address: path !== null || bound === null || typeof bound === 'string' ? address : `${bound.address}:${bound.port}`,
+    address: path !== null ? address : nameOf(server.address() as AddressInfo),
     close: () => server.close(),
   };
 }
 
 function connect(address: string, events: ConnectionEvents): Connection {
-  const path = address.startsWith(UNIX) ? address.slice(UNIX.length) : null;
-  const socket = path !== null ? socketConnect({ path }) : socketConnect({ ...hostAndPort(address), noDelay: true });
-  const connection = new SocketConnection(socket, address);
+  const connection = new SocketConnection(openSocket(address), address, false);
   connection.events = events;
   return connection;
 }
+
+/** An address that is none fails like one that nobody listens on: it may have come from the map. */
+function openSocket(address: string): Socket {
+  if (address.startsWith(UNIX)) return socketConnect({ path: address.slice(UNIX.length) });
+  const keepAlive = { keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS };
+  try {
+    return socketConnect({ ...hostAndPort(address), ...keepAlive, noDelay: true });
+  } catch (error) {
+    return new Socket().destroy(error as Error);
+  }
+}
+
+const nameOf = ({ address, port, family }: AddressInfo): string =>
+  family === 'IPv6' ? `[${address}]:${port}` : `${address}:${port}`;
 
 /** "host:port", "[v6]:port" or ":port" (any interface) taken apart. Throws INVALID. */
 export function hostAndPort(address: string): { host: string; port: number } {
@@ -86,18 +110,21 @@ class SocketConnection implements Connection {
   readonly peer: string;
   readonly #socket: Socket;
   readonly #decoder: FrameDecoder;
+  readonly #accepted: boolean;
   #queue: Frame[] = [];
+  #queuedBytes = 0;
+  /** Too much is unsent: nothing is read. */
+  #throttled = false;
   #closed = false;
   readonly #flushBound = () => this.#flush();
 
-  constructor(socket: Socket, peer: string) {
+  constructor(socket: Socket, peer: string, accepted: boolean) {
     this.#socket = socket;
+    this.#accepted = accepted;
     this.peer = peer;
     this.#decoder = new FrameDecoder((frame) => this.events?.onFrame(frame));
-    socket.on('data', (chunk: Buffer) => {
-      const why = this.#decoder.push(chunk);
-      if (why !== null) this.#end(why);
-    });
+    socket.on('data', (chunk: Buffer) => this.#received(this.#decoder.push(chunk)));
+    socket.on('drain', () => this.#drained());
     socket.on('error', (error) => this.#end(error.message));
     socket.on('close', () => this.#end('connection closed'));
   }
@@ -106,6 +133,12 @@ class SocketConnection implements Connection {
     if (this.#closed) return;
     if (this.#queue.length === 0) setImmediate(this.#flushBound);
     this.#queue.push(frame);
+    if (!this.#accepted || frame.payload === null) return;
+    this.#queuedBytes += frame.payload.length;
+    if (this.#throttled || this.#queuedBytes + this.#socket.writableLength <= UNSENT_BYTES_MAX) return;
+    this.#throttled = true;
+    this.#socket.pause();
+    this.#decoder.pause();
   }
 
   close(): void {
@@ -113,7 +146,21 @@ class SocketConnection implements Connection {
     this.#flush();
     this.#closed = true;
     this.#decoder.stop();
+    const linger = setTimeout(() => this.#socket.destroy(), LINGER_MS);
+    this.#socket.once('close', () => clearTimeout(linger));
     this.#socket.destroySoon();
+  }
+
+  #received(why: string | null): void {
+    if (why !== null) this.#end(why);
+  }
+
+  /** All that was written is sent. */
+  #drained(): void {
+    if (!this.#throttled || this.#closed) return;
+    this.#throttled = false;
+    this.#socket.resume();
+    this.#received(this.#decoder.resume());
   }
 
   #end(reason: string): void {
@@ -129,6 +176,7 @@ class SocketConnection implements Connection {
     const frames = this.#queue;
     if (this.#closed || frames.length === 0) return;
     this.#queue = [];
+    this.#queuedBytes = 0;
     let copied = 0;
     for (const frame of frames) copied += HEADER_BYTES + (frame.meta?.length ?? 0) + smallPayloadBytes(frame);
     const slab = copied <= SLAB_BYTES;
