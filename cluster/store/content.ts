@@ -102,11 +102,8 @@ export class Content {
   private begin(record: LogRecord, known: StoredObject | undefined): StoredObject {
     if (known !== undefined) this.remove(known);
     const file = this.slots.of(record.order);
-    const taken = file.at(record.slot);
-    // Only redo meets a retired slot here: one that a checkpoint cut short had begun to use.
-    if (this.retired.delete(taken) || taken.state === SlotState.FREE)
-      this.space.reusableBlocks -= taken.groundCount(0, file.blocks);
     const slot = file.take(record.slot);
+    this.space.reusableBlocks -= slot.groundCount(0, file.blocks);
     if (slot.generation === 0 && !slot.promised) {
       slot.promised = true;
       this.space.promisedMetaBytes += 2 * file.copyBytes;

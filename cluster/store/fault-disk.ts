@@ -47,11 +47,12 @@ class Contents {
   }
 
   /** What a power cut leaves. */
-  cut(random: () => number): Contents {
+  cut(random: () => number, keeps: (page: number) => boolean | undefined): Contents {
     const left = this.copy();
     for (const [page, before] of [...this.unsynced, ...this.forgotten]) {
       const now = this.pages.get(page) ?? ZEROS;
-      const fate = random() % 4;
+      const kept = keeps(page);
+      const fate = kept === undefined ? random() % 4 : kept ? 0 : 1;
       if (fate === 0) continue;
       if (fate === 1 || fate === 2) left.put(page, before);
       else {
@@ -100,20 +101,29 @@ export class FaultDisk implements Disk {
     return this.counts.get(of ?? 'all') ?? 0;
   }
 
-  /** The disk that the next process finds, on the given clock. This one stays as it is. */
-  survivor(how: 'kill' | 'power', clock: Clock, random: () => number = () => 0): FaultDisk {
+  /**
+   * The disk that the next process finds, on the given clock. This one stays as it is.
+   * @param keeps for a power cut: is this unsynced page kept, lost, or (undefined) left to `random`?
+   */
+  survivor(
+    how: 'kill' | 'power',
+    clock: Clock,
+    random: () => number = () => 1,
+    keeps: (name: string, page: number) => boolean | undefined = () => undefined,
+  ): FaultDisk {
     const next = new FaultDisk(clock);
     next.capacityPages = this.capacityPages;
     const copies = new Map<Contents, Contents>();
-    const copyOf = (contents: Contents): Contents => {
-      const copy = copies.get(contents) ?? (how === 'kill' ? contents.copy() : contents.cut(random));
+    const copyOf = (contents: Contents, name: string): Contents => {
+      const cut = () => contents.cut(random, (page) => keeps(name, page));
+      const copy = copies.get(contents) ?? (how === 'kill' ? contents.copy() : cut());
       copies.set(contents, copy);
       return copy;
     };
     const lost = how === 'power' && random() % 2 === 0;
-    for (const [name, contents] of lost ? this.durableNames : this.names) next.names.set(name, copyOf(contents));
+    for (const [name, contents] of lost ? this.durableNames : this.names) next.names.set(name, copyOf(contents, name));
     for (const [name, contents] of how === 'power' ? next.names : this.durableNames)
-      next.durableNames.set(name, how === 'power' ? contents : copyOf(contents));
+      next.durableNames.set(name, how === 'power' ? contents : copyOf(contents, name));
     for (const contents of new Set(next.names.values())) next.usedPages += contents.pages.size;
     return next;
   }

@@ -2,7 +2,7 @@
 
 import test, { type ExecutionContext } from 'ava';
 import { type Fault, FaultDisk, type Operation } from './fault-disk.ts';
-import { randomFrom } from './model.ts';
+import { randomFrom, type Step } from './model.ts';
 import { LOG_BYTES, type Outcome, openOn, PLAN, type Plan, runPlan, survivingPrefix, TestClock } from './scenario.ts';
 
 /** An empty store, made once; each run starts from a copy. */
@@ -115,6 +115,40 @@ test('a new store is made again after dying at any step of making it', async (t)
     }
     for (const how of ['kill', 'power'] as const) if (!(await judge(t, disk, outcome, how, at))) return;
   }
+});
+
+test('one disk goes through many lives, each ended by a kill or a power cut at a random moment', async (t) => {
+  const start = await emptyStore();
+  for (let seed = 1; seed <= 12; seed++) {
+    const random = randomFrom(seed);
+    let clock = new TestClock();
+    let disk = start.survivor('kill', clock);
+    let history: Step[] = [];
+    for (let life = 1; life <= 14; life++) {
+      const plan: Plan = {
+        seed: seed * 1000 + life,
+        steps: 150,
+        syncEvery: 3 + (random() % 40),
+        turnEvery: 1 + (random() % 5),
+        checkpointEvery: 3 + (random() % 20),
+        reopenEvery: 20 + (random() % 100),
+      };
+      disk.arm({ at: 3 + (random() % 300), what: 'kill' });
+      const outcome = await runPlan(disk, clock, plan, history);
+      const how = random() % 3 === 0 ? 'kill' : 'power';
+      const next = new TestClock();
+      disk = disk.survivor(how, next, random);
+      const store = await openOn(disk, next, (error) => t.fail(error.message));
+      const from = how === 'kill' ? outcome.acked : outcome.synced;
+      const prefix = await survivingPrefix(store, next, outcome.steps, from);
+      if (typeof prefix !== 'number') return t.fail(`seed ${seed}, life ${life}, ${how}: ${prefix}`);
+      // As if this process died at once: the next life starts from what it left.
+      clock = new TestClock();
+      disk = disk.survivor('kill', clock);
+      history = outcome.steps.slice(0, prefix);
+    }
+  }
+  t.is(LOG_BYTES, 2 * 2 ** 20);
 });
 
 test('the power goes at random moments of a long storm, again and again on the same disk', async (t) => {

@@ -51,6 +51,8 @@ export const RESERVE_SHARE = 20;
 export const RESERVE_BYTES_MAX = 1024 * MiB;
 /** The part (1/n) of the reserve that only the engine's own metadata may use. */
 export const RESERVE_FLOOR_SHARE = 4;
+/** With less than this free a store calls itself full: the smallest write to a new object may not fit any more. */
+export const FULL_BELOW_BYTES = 64 * KiB;
 /** Free space is asked of the file system again after so many bytes were written to new places. */
 export const SPACE_REFRESH_BYTES = 8 * MiB;
 

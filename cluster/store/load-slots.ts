@@ -1,7 +1,8 @@
 // Reading the metadata of all slots at start: the objects as the newest durable checkpoint left them.
 //
-// A copy of a newer generation is what a crash left of a checkpoint that never came into force. It does not count, and
-// its slot is saved anew by the next checkpoint, which overwrites it: else a later generation would make it count.
+// A copy of a newer generation is what a crash left of a checkpoint that never came into force. It does not count now, nor
+// later when generations have gone on: all records that led to it were durable before it was written, redo applies them
+// again, so its slot is changed again and the next checkpoint writes over that very copy.
 
 import { StorageError } from '../../proto/errors.ts';
 import type { Checkpoint } from './checkpoint-file.ts';
@@ -43,28 +44,21 @@ export function loadSlots(slots: SlotFiles, checkpoint: Checkpoint, content: Con
 function loadSlot(slot: Slot, both: Buffer, generation: number, content: Content): void {
   const { file } = slot;
   let newest: MetaCopy | null = null;
-  let stale = false;
   for (const side of [0, 1] as const) {
     const copy = decodeMeta(both.subarray(side * file.copyBytes, (side + 1) * file.copyBytes), file.order, slot.number);
-    if (copy === null) continue;
-    if (copy.generation > generation) stale = true;
-    else if (newest === null || copy.generation > newest.generation) {
+    if (copy === null || copy.generation > generation) continue;
+    if (newest === null || copy.generation > newest.generation) {
       newest = copy;
       slot.side = side;
       slot.generation = copy.generation;
     }
   }
   if (newest !== null) newest.ground.copy(slot.ground);
-  if (newest?.live) loadObject(slot, file, newest, stale, content);
-  else {
-    content.space.reusableBlocks += slot.groundCount(0, file.blocks);
-    if (!stale) return;
-    slot.state = SlotState.RETIRED;
-    content.retired.add(slot);
-  }
+  if (newest?.live) loadObject(slot, file, newest, content);
+  else content.space.reusableBlocks += slot.groundCount(0, file.blocks);
 }
 
-function loadObject(slot: Slot, file: SlotFile, copy: MetaCopy, stale: boolean, content: Content): void {
+function loadObject(slot: Slot, file: SlotFile, copy: MetaCopy, content: Content): void {
   slot.state = SlotState.USED;
   const object = new StoredObject(copy.image, copy.object, file.order, content.pgs.take(copy.pg), slot);
   copy.checks.copy(object.checks);
@@ -78,7 +72,4 @@ function loadObject(slot: Slot, file: SlotFile, copy: MetaCopy, stale: boolean, 
   }
   content.space.liveBlocks += object.allocated;
   content.index.add(object);
-  if (!stale) return;
-  object.dirty = true;
-  content.dirty.add(object);
 }

@@ -75,9 +75,9 @@ export class PgState {
     this.newestRequest.clear();
   }
 
-  /** Ends the log at a version that it holds; at an older one it is empty. */
+  /** Ends the log at a version that it holds; one that it does not hold (older than all of them) empties it. */
   truncate(since: number, seq: number): void {
-    if (seq <= this.tailSeq) return this.reset(since, seq);
+    if (seq <= this.tailSeq || seq > this.lastSeq) return this.reset(since, seq);
     this.lastSince = since;
     this.lastSeq = seq;
   }

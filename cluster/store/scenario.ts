@@ -6,7 +6,7 @@
 import type { Clock, Log, Timer } from '../../proto/ports.ts';
 import { openDiskStore } from './disk-store.ts';
 import type { DiskStore } from './engine.ts';
-import { type FaultDisk, Killed } from './fault-disk.ts';
+import type { FaultDisk } from './fault-disk.ts';
 import { Model, randomFrom, type Step, smallOrder } from './model.ts';
 
 /** Time that stands still until turn() or pass(). */
@@ -92,12 +92,20 @@ export interface Plan {
 
 export const PLAN: Plan = { seed: 1, steps: 60, syncEvery: 9, checkpointEvery: 13, turnEvery: 3, reopenEvery: 41 };
 
-/** Runs the plan until its end, a fatal error, or the disk's death. */
-export async function runPlan(disk: FaultDisk, clock: TestClock, plan: Plan): Promise<Outcome> {
+/**
+ * Runs the plan until its end, a fatal error, or the disk's death.
+ * @param history the steps that the disk holds already
+ */
+export async function runPlan(
+  disk: FaultDisk,
+  clock: TestClock,
+  plan: Plan,
+  history: readonly Step[] = [],
+): Promise<Outcome> {
   const outcome: Outcome = {
-    steps: [],
-    acked: 0,
-    synced: 0,
+    steps: [...history],
+    acked: history.length,
+    synced: history.length,
     refused: 0,
     fatal: null,
     killed: false,
@@ -111,7 +119,7 @@ export async function runPlan(disk: FaultDisk, clock: TestClock, plan: Plan): Pr
     await storm(disk, clock, plan, outcome, onFatal);
   } catch (error) {
     const cause = rootOf(error);
-    if (!(cause instanceof Killed) && outcome.fatal === null && !isDiskError(cause)) throw error;
+    if (!disk.dead && outcome.fatal === null && !isDiskError(cause)) throw error;
   }
   outcome.killed = disk.dead;
   return outcome;
@@ -127,6 +135,7 @@ async function storm(
   const random = randomFrom(plan.seed);
   const model = new Model(plan.orderOf ?? smallOrder);
   const { steps } = outcome;
+  for (const step of steps) model.apply(step);
   let store = await openOn(disk, clock, onFatal);
   for (let index = 0; index < plan.steps; index++) {
     const step = model.random(random);

@@ -7,6 +7,7 @@
 // it may still refer to it, so it is not taken again before the checkpoint that retired it is durable. `ground` remembers
 // which blocks of a slot have been written ever: those take no new space on the disk when they are written again.
 
+import assert from 'node:assert/strict';
 import { BLOCK_BYTES, BLOCK_SHIFT, OBJECT_ORDER_MAX, OBJECT_ORDER_MIN } from '../../proto/limits.ts';
 import type { Disk, DiskFile } from '../../proto/ports.ts';
 import { metaCopyBytes } from './meta.ts';
@@ -93,6 +94,7 @@ export class SlotFile {
   /** Makes the slot USED: the candidate, or during redo (when no list of free slots exists yet) the one the log names. */
   take(number: number): Slot {
     const slot = this.at(number);
+    assert(slot.state === SlotState.FREE, 'the slot is in use');
     if (this.free[this.free.length - 1] === slot) this.free.pop();
     slot.state = SlotState.USED;
     return slot;

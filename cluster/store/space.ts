@@ -11,7 +11,13 @@
 import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
 import type { Disk } from '../../proto/ports.ts';
-import { RESERVE_BYTES_MAX, RESERVE_FLOOR_SHARE, RESERVE_SHARE, SPACE_REFRESH_BYTES } from './limits.ts';
+import {
+  FULL_BELOW_BYTES,
+  RESERVE_BYTES_MAX,
+  RESERVE_FLOOR_SHARE,
+  RESERVE_SHARE,
+  SPACE_REFRESH_BYTES,
+} from './limits.ts';
 
 export class Space {
   private readonly disk: Disk;
@@ -76,7 +82,7 @@ export class Space {
   report(): { usedBytes: number; freeBytes: number; full: boolean } {
     const own = this.availableBytes() - this.reserveBytes;
     const freeBytes = this.blocked ? 0 : Math.max(0, own) + this.reusableBlocks * BLOCK_BYTES;
-    return { usedBytes: this.liveBlocks * BLOCK_BYTES, freeBytes, full: freeBytes === 0 };
+    return { usedBytes: this.liveBlocks * BLOCK_BYTES, freeBytes, full: freeBytes < FULL_BELOW_BYTES };
   }
 
   private availableBytes(): number {
