@@ -43,6 +43,11 @@ export interface ControlMethods {
   activate: [{ id: DaemonId; bootId: string; pgs: PgInterval[] }, { accepted: PgId[] }];
   /** Every member of these PGs' acting sets has everything, durably: earlier intervals no longer matter. */
   clean: [{ id: DaemonId; bootId: string; pgs: PgInterval[] }, { accepted: PgId[] }];
+  /**
+   * May this daemon delete what it still holds of these PGs, which it is no member of any more? Accepted are those that
+   * serve in that interval and are clean without it.
+   */
+  forget: [{ id: DaemonId; bootId: string; pgs: PgInterval[] }, { accepted: PgId[] }];
   /** `daemon`, a member of the acting set, has the newest log: make it the primary (a new interval). */
   preferPrimary: [{ pg: PgId; since: Epoch; daemon: DaemonId }, Record<string, never>];
   /** A member does not answer its primary. The master marks it down; if it lives, it registers again. */

@@ -18,6 +18,7 @@ import type { Clock, Listener, Log, Network } from '../../proto/ports.ts';
 import type { Store } from '../store/store.ts';
 import { type Inbound, Inbounds } from './inbound.ts';
 import { Interval } from './interval.ts';
+import { Leftovers } from './leftovers.ts';
 import { Members } from './member.ts';
 import { PeerLink } from './peers.ts';
 import { RecoveryQueue } from './recovery-queue.ts';
@@ -86,6 +87,7 @@ export class Daemon {
   id: DaemonId = 0;
   readonly #ports: DaemonPorts;
   readonly #members = new Members(this);
+  readonly #leftovers = new Leftovers(this);
   readonly #inbounds: Inbounds;
   readonly #pgs = new Map<PgId, Pg>();
   readonly #links = new Map<DaemonId, PeerLink>();
@@ -113,6 +115,11 @@ export class Daemon {
     return this.map?.epoch ?? 0;
   }
 
+  /** Is this daemon a member of the PG? */
+  holds(pg: PgId): boolean {
+    return this.#pgs.has(pg);
+  }
+
   /** Little space left: clients' writes are refused, members say so in their answers. */
   get full(): boolean {
     return this.store.space().full;
@@ -128,11 +135,13 @@ export class Daemon {
       this.#listeners.push(await this.#ports.network.listen(this.identity.unixAddress, accept));
     this.#join();
     this.#heartbeatLater();
+    this.#leftovers.begin();
   }
 
   /** Stops serving at once. The store stays open: its owner closes it. */
   stop(): void {
     this.#stopped = true;
+    this.#leftovers.stop();
     this.#subscription?.close();
     for (const listener of this.#listeners) listener.close();
     for (const pg of this.#pgs.values()) pg.interval?.end();

@@ -8,7 +8,7 @@ import type { ControlRequest, PgInterval } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { type PgId, pgName } from '../../proto/ids.ts';
 import type { DaemonEntry } from '../../proto/map.ts';
-import { activated, cleaned, type PgRecord, waitForOf } from './intervals.ts';
+import { activated, cleaned, isSettled, type PgRecord, waitForOf } from './intervals.ts';
 import type { Change } from './state.ts';
 
 /** These PGs may take writes from now on. Returns those for which that is true. */
@@ -19,6 +19,17 @@ export function activatePgs(change: Change, request: ControlRequest<'activate'>)
 /** Every member of these PGs has everything. Returns those for which that was believed. */
 export function cleanPgs(change: Change, request: ControlRequest<'clean'>): PgId[] {
   return mark(change, request, (record) => (record.activated ? cleaned(record) : null));
+}
+
+/** PGs that need nothing of what the daemon, which has left them, still holds. Changes nothing. */
+export function forgettablePgs(change: Change, { id, pgs }: ControlRequest<'forget'>): PgId[] {
+  return pgs
+    .filter(({ pg, since }) => {
+      const record = change.pgs.get(pg);
+      if (record === undefined || record.since !== since || !isSettled(record)) return false;
+      return !record.acting.includes(id) && record.acting.every((member) => record.complete.includes(member));
+    })
+    .map(({ pg }) => pg);
 }
 
 function mark(

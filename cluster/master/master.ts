@@ -27,7 +27,7 @@ import { createImage, createPool, removeImage, resizeImage } from './directory.t
 import { isSettled } from './intervals.ts';
 import { TICK_MS } from './limits.ts';
 import { lockImage, unlockImage } from './locks.ts';
-import { activatePgs, cleanPgs, preferPrimary } from './marks.ts';
+import { activatePgs, cleanPgs, forgettablePgs, preferPrimary } from './marks.ts';
 import { Planner } from './planner.ts';
 import { Preferences } from './preferences.ts';
 import { complain, isHeld, isSilent, Presences } from './presence.ts';
@@ -136,6 +136,7 @@ export class Master implements ControlService {
     heartbeat: (request) => this.#heartbeat(request),
     activate: async (request) => ({ accepted: await this.#submit((change) => activatePgs(change, request)) }),
     clean: async (request) => ({ accepted: await this.#submit((change) => cleanPgs(change, request)) }),
+    forget: async (request) => ({ accepted: await this.#submit((change) => forgettablePgs(change, request)) }),
     preferPrimary: async (request) => {
       await this.#submit((change) => preferPrimary(change, request));
       this.#preferences.asked(request.pg, this.#clock.now());
