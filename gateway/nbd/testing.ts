@@ -114,8 +114,8 @@ export class SocketDuplex implements Duplex {
     socket.on('error', () => this.#onEnd());
   }
 
-  static async connect(port: number): Promise<SocketDuplex> {
-    const socket = connect({ port, host: '127.0.0.1', noDelay: true });
+  static async connect(port: number, host = '127.0.0.1'): Promise<SocketDuplex> {
+    const socket = connect({ port, host, noDelay: true });
     await once(socket, 'connect');
     return new SocketDuplex(socket);
   }
