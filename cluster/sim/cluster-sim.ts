@@ -161,6 +161,11 @@ export class ClusterSim {
     if (stopped !== 'done') throw new Error(`${what}: not within ${limitMs} ms`);
   }
 
+  /** Lets the world go on for a while. */
+  idle(ms: number): Promise<void> {
+    return this.settled(this.#pause(ms), 2 * ms, 'a pause');
+  }
+
   /** Waits until every PG is active and nothing is missing. */
   async untilClean(limitMs: number): Promise<void> {
     let reasons = '';

@@ -273,7 +273,8 @@ class Pipe {
     scheduler.probe('silence');
     this.#silentUntil = Math.max(this.#silentUntil, scheduler.now + 200 + random.exponential(3_000));
     scheduler.schedule(this.#silentUntil, null, 'silence ends', 0, () => {
-      if (random.chance(0.5) && (this.source?.open || this.target?.open)) this.connection.reset('after silence');
+      if (network.faults.lossChance > 0 && random.chance(0.5) && (this.source?.open || this.target?.open))
+        this.connection.reset('after silence');
       else this.kick();
     });
   }

@@ -48,6 +48,8 @@ export class SimControl {
   #serving: Serving | null = null;
   readonly #streams = new Set<Stream>();
   readonly #watched = new Set<Machine>();
+  /** When the last call of each process arrives: calls share one connection, and do not overtake each other. */
+  readonly #arrivals = new WeakMap<Incarnation, number>();
 
   constructor(network: SimNetwork, master: Machine) {
     this.network = network;
@@ -150,7 +152,9 @@ export class SimControl {
           );
         });
       };
-      scheduler.schedule(scheduler.now + network.delay(0), null, `${method} arrives`, 0, carry);
+      const due = Math.max(this.#arrivals.get(life) ?? 0, scheduler.now + network.delay(0));
+      this.#arrivals.set(life, due);
+      scheduler.schedule(due, null, `${method} arrives`, 0, carry);
     });
   }
 }
