@@ -189,20 +189,28 @@ export class DiskStore implements Store {
     this.log.ensureRoom(recordBytes(objectBytes >> BLOCK_SHIFT), inLog ? payload.length : 0);
     if (object === undefined) {
       const slot = content.slots.of(record.order).candidate();
-      content.space.demand(this.newGround(slot, record.firstBlock, record.blocks) + this.newMeta(slot), reserve);
+      this.demand(this.newGround(slot, record.firstBlock, record.blocks) + this.newMeta(slot), reserve);
       record.slot = slot.number;
       record.flags = Flag.FRESH;
       if (large || !inLog) this.writeDirect(slot, payload, checks);
     } else {
       record.slot = object.slot.number;
       if ((large || !inLog) && content.isClean(object, record.firstBlock, record.blocks)) {
-        content.space.demand(this.newGround(object.slot, record.firstBlock, record.blocks), reserve);
+        this.demand(this.newGround(object.slot, record.firstBlock, record.blocks), reserve);
         this.writeDirect(object.slot, payload, checks);
       } else if (!inLog || (large && payload.length * 2 >= objectBytes && this.canMove(object, reserve)))
         return this.move(object, payload, checks, reserve, done);
-      else content.space.demand(this.newGround(object.slot, record.firstBlock, record.blocks), reserve);
+      else this.demand(this.newGround(object.slot, record.firstBlock, record.blocks), reserve);
     }
     this.addRecord(checks, (record.flags & Flag.DIRECT) !== 0 ? null : payload, done);
+  }
+
+  /** Refuses with NO_SPACE; if slots wait for a checkpoint to be free again, one begins, so that a later try succeeds. */
+  private demand(bytes: number, reserve: boolean): void {
+    const { space, retired } = this.content;
+    if (space.allows(bytes, reserve)) return;
+    if (retired.size > 0 && !space.blocked) this.checkpointer.begin();
+    throw space.fullError(bytes);
   }
 
   private newGround(slot: Slot, first: number, count: number): number {
@@ -244,9 +252,9 @@ export class DiskStore implements Store {
 
   /** Writes the whole object to a fresh slot: the payload, and what it does not cover from where it is now. */
   private move(object: StoredObject, payload: Buffer, checks: Buffer, reserve: boolean, done: Done): void {
-    const { record, content } = this;
+    const { record } = this;
     const slot = object.slot.file.candidate();
-    content.space.demand(this.newGround(slot, 0, object.blocks) + this.newMeta(slot), reserve);
+    this.demand(this.newGround(slot, 0, object.blocks) + this.newMeta(slot), reserve);
     const first = record.firstBlock;
     const end = first + record.blocks;
     const all = Buffer.from(object.checks);

@@ -67,10 +67,6 @@ export class Space {
     return this.availableBytes() - bytes >= keep;
   }
 
-  demand(bytes: number, reserve: boolean): void {
-    if (!this.allows(bytes, reserve)) throw this.fullError(bytes);
-  }
-
   fullError(bytes: number): StorageError {
     const left = Math.max(0, this.availableBytes());
     return new StorageError(
