@@ -24,7 +24,9 @@ export function lockDirectory(directory: string, user: string): () => void {
     for (;;) {
       try {
         linkSync(mine, path); // fails if it exists: one of two that come at the same time wins
-        return () => rmSync(path, { force: true });
+        const release = (): void => rmSync(path, { force: true });
+        process.once('exit', release); // also when what follows is refused
+        return release;
       } catch (error) {
         if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
       }

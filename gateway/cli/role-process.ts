@@ -24,8 +24,8 @@ export class RoleProcess {
   readonly title: string;
   readonly argv: readonly string[];
   readonly logPath: string;
-  /** It served, and now it is gone. `why` is for people. */
-  onExit: ((why: string) => void) | null = null;
+  /** It served, and now it is gone. For people: what happened, and if it gave up by itself the end of its log. */
+  onExit: ((why: string, log: string) => void) | null = null;
   /** It has not served yet, and takes long. */
   onSlow: (() => void) | null = null;
   #child: ChildProcess | null = null;
@@ -69,9 +69,9 @@ export class RoleProcess {
         this.#child = null;
         clearTimeout(slow);
         const why = signal === null ? `ended with exit code ${code}` : `was killed by ${signal}`;
-        if (serves) this.onExit?.(why);
-        else
-          reject(new Error(`${this.title} ${why} before it served; the end of ${this.logPath}:\n${this.#logTail()}`));
+        const log = `; the end of ${this.logPath}:\n${this.#logTail()}`;
+        if (!serves) reject(new Error(`${this.title} ${why} before it served${log}`));
+        else this.onExit?.(why, signal === null && code !== 0 ? log : '');
       });
     });
   }

@@ -155,7 +155,7 @@ export class UpCluster {
     const child = new RoleProcess(titleOf(entry), argv, join(this.#directory, 'log', `${name}.log`));
     const member: Member = { entry, process: child, restartMs: RESTART_FIRST_MS, startedAt: 0 };
     child.onSlow = () => this.#say(`${child.title} takes long to start; its log is ${child.logPath}`);
-    child.onExit = (why) => this.#onExit(member, why);
+    child.onExit = (why, log) => this.#onExit(member, why, log);
     this.#members.push(member);
     const listening = await this.#startMember(member);
     entry.id = typeof listening.id === 'number' ? listening.id : number;
@@ -171,18 +171,18 @@ export class UpCluster {
     return listening;
   }
 
-  #onExit(member: Member, why: string): void {
+  #onExit(member: Member, why: string, log: string): void {
     const { entry, process: child } = member;
     const pid = entry.pid;
     this.#table.setPid(entry, null);
     if (this.#stopping) return;
     if (!this.#restart) {
       const again = entry.argv.map(quoted).join(' ');
-      this.#say(`${child.title} (pid ${pid}) ${why}; to start it again: cd ${quoted(entry.cwd)} && ${again}`);
+      this.#say(`${child.title} (pid ${pid}) ${why}; to start it again: cd ${quoted(entry.cwd)} && ${again}${log}`);
       return;
     }
     if (performance.now() - member.startedAt > RESTART_CALM_MS) member.restartMs = RESTART_FIRST_MS;
-    this.#say(`${child.title} (pid ${pid}) ${why}; starting it again`);
+    this.#say(`${child.title} (pid ${pid}) ${why}; starting it again${log}`);
     this.#restartSoon(member);
   }
 

@@ -17,8 +17,7 @@ export async function up(options: UpOptions): Promise<never> {
   };
   const directory = resolve(options.dir);
   mkdirSync(directory, { recursive: true });
-  const unlock = lockDirectory(directory, 'ashlar up');
-  process.on('exit', unlock);
+  lockDirectory(directory, 'ashlar up');
 
   const { settings, isNew } = await settingsFor(directory, options);
   const images = wantedImages(options, isNew);
