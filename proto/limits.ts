@@ -27,6 +27,8 @@ export const NBD_PAYLOAD_MAX = 32 * MiB;
 
 /** Requests one client session keeps in flight to all daemons together; more wait in the client. */
 export const SESSION_INFLIGHT_MAX = 512;
+/** Payload bytes of requests and answers in flight for one session: what a daemon and a client must hold at least. */
+export const SESSION_INFLIGHT_BYTES_MAX = 64 * MiB;
 /** Bytes of acked but unflushed writes that a client keeps to replay; past it the client flushes by itself. */
 export const REPLAY_BYTES_MAX = 32 * MiB;
 
@@ -43,4 +45,5 @@ export const MAP_INCREMENTALS_KEPT = 500;
 assert(2 ** BLOCK_SHIFT === BLOCK_BYTES);
 assert(2 ** OBJECT_ORDER_MIN >= BLOCK_BYTES);
 assert((FRAME_PAYLOAD_MAX / BLOCK_BYTES) * 4 <= FRAME_META_MAX);
+assert(FRAME_PAYLOAD_MAX <= SESSION_INFLIGHT_BYTES_MAX);
 assert(DOWN_AFTER_MS >= 3 * HEARTBEAT_MS);

@@ -12,7 +12,7 @@ import { type Epoch, imageOfKey, numberOfKey } from '../../proto/ids.ts';
 import type { Clock } from '../../proto/ports.ts';
 import type { Done } from './image.ts';
 import { ObjectOp, type OpOwner } from './object-op.ts';
-import type { ObjectRouter } from './object-router.ts';
+import { type ObjectRouter, stoppedError } from './object-router.ts';
 import type { Change, Unflushed } from './unflushed.ts';
 
 /** Pause before a daemon that could not be asked to sync is asked again. */
@@ -65,7 +65,7 @@ export class Flusher {
 
   /** Calls `done` from the event loop when the oldest `count` changes are durable. */
   #make(count: number, done: Done): void {
-    const { failure } = this.#image;
+    const failure = this.#image.failure ?? (this.#router.stopped ? stoppedError() : null);
     if (failure !== null || count === 0) return this.#clock.soon(() => done(failure));
     const map = this.#router.map!;
     if (this.#unflushed.anyStale(map, count))

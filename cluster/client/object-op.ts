@@ -76,6 +76,11 @@ export class ObjectOp implements ReplyHandler {
     return this.op === Op.WRITE || this.op === Op.ZERO || this.op === Op.DELETE;
   }
 
+  /** Payload that it brings or fetches. */
+  get carriedBytes(): number {
+    return this.op === Op.READ || this.op === Op.WRITE ? this.length : 0;
+  }
+
   frame(epoch: Epoch, session: number): Frame {
     this.metas.length = 0; // a listing that broke off begins anew
     const frame = newFrame(this.op);

@@ -9,7 +9,7 @@
 import { StorageError } from '../../proto/errors.ts';
 import { newFrame, Op } from '../../proto/frame.ts';
 import type { DaemonId, Epoch, SessionId } from '../../proto/ids.ts';
-import { SESSION_INFLIGHT_MAX } from '../../proto/limits.ts';
+import { SESSION_INFLIGHT_BYTES_MAX, SESSION_INFLIGHT_MAX } from '../../proto/limits.ts';
 import { pgOfObject, type StorageMap } from '../../proto/map.ts';
 import { PROTOCOL_VERSION } from '../../proto/peer-messages.ts';
 import type { Clock, Log, Network, Timer } from '../../proto/ports.ts';
@@ -34,10 +34,11 @@ export class ObjectRouter {
   readonly #sent = new Set<ObjectOp>();
   /** Waiting for a map that gives their PG a primary, or for any newer map. */
   #parked = new Set<ObjectOp>();
-  /** Waiting for room among SESSION_INFLIGHT_MAX. */
+  /** Waiting for room among SESSION_INFLIGHT_MAX and SESSION_INFLIGHT_BYTES_MAX. */
   readonly #queue: ObjectOp[] = [];
   #queueHead = 0;
   #admitted = 0;
+  #admittedBytes = 0;
   #nextSeq = 1;
   #check: Timer | null = null;
   #stopped = false;
@@ -57,15 +58,17 @@ export class ObjectRouter {
 
   submit(op: ObjectOp): void {
     if (this.#stopped) return void this.#clock.soon(() => op.owner.onOpDone(op, stoppedError()));
-    if (this.#admitted >= SESSION_INFLIGHT_MAX) {
-      this.#queue.push(op);
-      return;
-    }
-    this.#admit(op);
+    if (this.#queueHead < this.#queue.length || !this.#hasRoom(op)) this.#queue.push(op);
+    else this.#admit(op);
+  }
+
+  #hasRoom(op: ObjectOp): boolean {
+    return this.#admitted < SESSION_INFLIGHT_MAX && this.#admittedBytes + op.carriedBytes <= SESSION_INFLIGHT_BYTES_MAX;
   }
 
   #admit(op: ObjectOp): void {
     this.#admitted += 1;
+    this.#admittedBytes += op.carriedBytes;
     if (op.mutates) op.seq = this.#nextSeq++;
     this.#send(op);
   }
@@ -119,9 +122,10 @@ export class ObjectRouter {
   done(op: ObjectOp, error: StorageError | null): void {
     this.#sent.delete(op);
     this.#admitted -= 1;
+    this.#admittedBytes -= op.carriedBytes;
     op.owner.onOpDone(op, error);
     if (this.#stopped) return;
-    while (this.#admitted < SESSION_INFLIGHT_MAX && this.#queueHead < this.#queue.length)
+    while (this.#queueHead < this.#queue.length && this.#hasRoom(this.#queue[this.#queueHead]!))
       this.#admit(this.#queue[this.#queueHead++]!);
     if (this.#queueHead === this.#queue.length) {
       this.#queue.length = 0;
@@ -207,4 +211,4 @@ export class ObjectRouter {
   }
 }
 
-const stoppedError = (): StorageError => new StorageError('UNAVAILABLE', 'the client is closed');
+export const stoppedError = (): StorageError => new StorageError('UNAVAILABLE', 'the client is closed');

@@ -23,6 +23,9 @@ import { ReadRequest } from './read-request.ts';
 import { StatusRequest } from './status-request.ts';
 import { type ReplayPiece, Unflushed } from './unflushed.ts';
 
+/** Pause before a flush that failed, because the pool is full say, is tried again to make room for new changes. */
+const RELIEVE_AGAIN_MS = 1_000;
+
 export class PoolImage implements Image, FlushedImage {
   readonly readOnly: boolean;
   readonly fence: number;
@@ -42,7 +45,12 @@ export class PoolImage implements Image, FlushedImage {
   #held: Mutation[] = [];
   #holds = 0;
   #idle: (() => void) | null = null;
-  #backPressure = false;
+  /** Called when no change is in flight and none is held back. */
+  #quiet: (() => void) | null = null;
+  /** A flush is under way because much is unflushed. */
+  #relieving = false;
+  /** New changes are held back because too much is. */
+  #full = false;
   #failure: StorageError | null = null;
   #closed = false;
 
@@ -99,13 +107,14 @@ export class PoolImage implements Image, FlushedImage {
   status(offset: number, length: number, done: StatusDone): void {
     const why = this.#invalid(offset, length);
     if (why !== null) return this.#clock.soon(() => done(why, null));
+    if (length === 0) return this.#clock.soon(() => done(null, []));
     new StatusRequest(this, extentsOf(this.#entry, offset, length), done).begin();
   }
 
   close(done: Done): void {
     if (this.#closed) return this.#clock.soon(() => done(null));
     this.#closed = true;
-    this.#whenIdle(() =>
+    this.#whenQuiet(() =>
       this.flush((error) => {
         this.#unlock().then(
           () => done(error),
@@ -175,24 +184,45 @@ export class PoolImage implements Image, FlushedImage {
   noteChange(key: ObjectKey, op: ObjectOp): void {
     const payload = op.op === Op.WRITE ? op.payload : null;
     this.#unflushed.add({ key, pg: op.pg, start: op.offset, end: op.offset + op.length, payload, since: op.since });
-    if (this.#unflushed.bytes <= REPLAY_BYTES_MAX || this.#backPressure) return;
-    this.#backPressure = true;
-    const tooMuch = this.#unflushed.bytes > 2 * REPLAY_BYTES_MAX;
-    if (tooMuch) this.#holds += 1;
-    this.flush(() => {
-      this.#backPressure = false;
-      if (tooMuch) this.release();
+    this.#relieve();
+  }
+
+  /** Keeps what is unflushed within bounds, however long a flush takes. */
+  #relieve(): void {
+    const { bytes } = this.#unflushed;
+    if (bytes > 2 * REPLAY_BYTES_MAX && !this.#full) {
+      this.#full = true;
+      this.#holds += 1;
+    }
+    if (bytes <= REPLAY_BYTES_MAX || this.#relieving) return;
+    this.#relieving = true;
+    this.flush((error) => {
+      // A full pool can't be flushed where something must be written again; what is kept must not grow meanwhile.
+      if (error === null || this.#failure !== null || this.#router.stopped) this.#relieved();
+      else this.#clock.after(RELIEVE_AGAIN_MS, () => this.#relieved());
     });
+  }
+
+  #relieved(): void {
+    this.#relieving = false;
+    if (
+      this.#full &&
+      (this.#unflushed.bytes <= 2 * REPLAY_BYTES_MAX || this.#failure !== null || this.#router.stopped)
+    ) {
+      this.#full = false;
+      this.release();
+    }
+    if (this.#full) this.#relieve();
   }
 
   mutationDone(mutation: Mutation): void {
     this.#changing -= 1;
     this.#locks.release(mutation);
-    if (this.#changing === 0 && this.#idle !== null) {
-      const idle = this.#idle;
-      this.#idle = null;
-      idle();
-    }
+    if (this.#changing > 0) return;
+    const idle = this.#idle;
+    this.#idle = null;
+    idle?.();
+    this.#checkQuiet();
   }
 
   hold(idle: () => void): void {
@@ -206,6 +236,7 @@ export class PoolImage implements Image, FlushedImage {
     const held = this.#held;
     this.#held = [];
     for (const mutation of held) this.#start(mutation);
+    this.#checkQuiet();
   }
 
   /** A newer map: the image may have another size, another writer, or be gone. */
@@ -255,6 +286,18 @@ export class PoolImage implements Image, FlushedImage {
             before();
             idle();
           };
+  }
+
+  #whenQuiet(quiet: () => void): void {
+    this.#quiet = quiet;
+    this.#clock.soon(() => this.#checkQuiet());
+  }
+
+  #checkQuiet(): void {
+    if (this.#changing > 0 || this.#held.length > 0) return;
+    const quiet = this.#quiet;
+    this.#quiet = null;
+    quiet?.();
   }
 
   #invalid(offset: number, length: number): StorageError | null {

@@ -21,6 +21,9 @@ export interface Change {
   since: Epoch;
 }
 
+/** What remembering a change costs besides its payload, about: zeroes must not pile up for ever either. */
+const CHANGE_BYTES = 256;
+
 /** A part of a stale change that nothing newer has covered. */
 export interface ReplayPiece {
   readonly change: Change;
@@ -35,7 +38,7 @@ export class Unflushed {
   get size(): number {
     return this.#changes.length;
   }
-  /** Payload bytes kept. */
+  /** Memory that is kept. */
   get bytes(): number {
     return this.#bytes;
   }
@@ -43,12 +46,12 @@ export class Unflushed {
   /** Changes of the same blocks are added in the order in which they took effect. */
   add(change: Change): void {
     this.#changes.push(change);
-    this.#bytes += change.payload?.length ?? 0;
+    this.#bytes += bytesOf(change);
   }
 
   /** The oldest `count` changes are on stable storage. */
   drop(count: number): void {
-    for (let i = 0; i < count; i++) this.#bytes -= this.#changes[i]!.payload?.length ?? 0;
+    for (let i = 0; i < count; i++) this.#bytes -= bytesOf(this.#changes[i]!);
     this.#changes = this.#changes.slice(count);
   }
 
@@ -70,35 +73,31 @@ export class Unflushed {
    * interval may be shown what was there before them.
    */
   stalePieces(key: ObjectKey, start: number, end: number, since: Epoch): ReplayPiece[] {
-    const over: { start: number; end: number }[] = [];
+    let over: Range[] = [];
     const pieces: ReplayPiece[] = [];
     for (let i = this.#changes.length - 1; i >= 0; i--) {
       const change = this.#changes[i]!;
       if (change.key !== key || change.end <= start || change.start >= end) continue;
       const range = { start: Math.max(start, change.start), end: Math.min(end, change.end) };
       if (change.since !== since) for (const part of without(range, over)) pieces.push({ change, ...part });
-      over.push(range);
+      over = joined(over, range);
     }
     return pieces;
   }
 
   /** What must be written again, oldest first. Nothing else may be in flight. */
   replayPieces(map: StorageMap): { stale: Change[]; pieces: ReplayPiece[] } {
-    const covered = new Map<ObjectKey, { start: number; end: number }[]>();
+    const covered = new Map<ObjectKey, Range[]>();
     const stale: Change[] = [];
     const pieces: ReplayPiece[] = [];
     for (let i = this.#changes.length - 1; i >= 0; i--) {
       const change = this.#changes[i]!;
-      let over = covered.get(change.key);
-      if (over === undefined) {
-        over = [];
-        covered.set(change.key, over);
-      }
+      const over = covered.get(change.key) ?? [];
       if (isStale(change, map)) {
         stale.push(change);
         for (const { start, end } of without(change, over)) pieces.push({ change, start, end });
       }
-      over.push({ start: change.start, end: change.end });
+      covered.set(change.key, joined(over, change));
     }
     return { stale, pieces: pieces.reverse() };
   }
@@ -106,20 +105,33 @@ export class Unflushed {
 
 const isStale = (change: Change, map: StorageMap): boolean => map.pgs.get(change.pg)?.since !== change.since;
 
-/** The parts of a range that none of `covers` overlaps. */
-function without(
-  range: { start: number; end: number },
-  covers: readonly { start: number; end: number }[],
-): { start: number; end: number }[] {
-  let rest = [{ start: range.start, end: range.end }];
+const bytesOf = (change: Change): number => CHANGE_BYTES + (change.payload?.length ?? 0);
+
+interface Range {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** The parts of a range that none of `covers` (in order, disjoint) overlaps. */
+function without({ start, end }: Range, covers: readonly Range[]): Range[] {
+  const parts: Range[] = [];
   for (const cover of covers) {
-    rest = rest.flatMap(({ start, end }) => {
-      if (cover.end <= start || cover.start >= end) return [{ start, end }];
-      const parts = [];
-      if (cover.start > start) parts.push({ start, end: cover.start });
-      if (cover.end < end) parts.push({ start: cover.end, end });
-      return parts;
-    });
+    if (cover.end <= start) continue;
+    if (cover.start >= end) break;
+    if (cover.start > start) parts.push({ start, end: cover.start });
+    start = cover.end;
   }
-  return rest;
+  if (start < end) parts.push({ start, end });
+  return parts;
+}
+
+/** `ranges` (in order, disjoint, none touching the next) and one more, in the same form: never more than there are blocks. */
+function joined(ranges: readonly Range[], { start, end }: Range): Range[] {
+  const before = ranges.filter((range) => range.end < start);
+  const after = ranges.filter((range) => range.start > end);
+  for (let i = before.length; i < ranges.length - after.length; i++) {
+    start = Math.min(start, ranges[i]!.start);
+    end = Math.max(end, ranges[i]!.end);
+  }
+  return [...before, { start, end }, ...after];
 }
