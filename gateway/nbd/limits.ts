@@ -2,7 +2,7 @@
 // gateway/nbd-protocol-ts/limits.ts.
 
 import assert from 'node:assert/strict';
-import { NBD_PAYLOAD_MAX } from '../../proto/limits.ts';
+import { NBD_PAYLOAD_MAX, OBJECT_ORDER_MAX } from '../../proto/limits.ts';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -39,6 +39,8 @@ export const READ_HANDSHAKE_BYTES = 4 * KiB;
 /** The rest of a WRITE's data is read straight to its place if it is at least this long. */
 export const READ_DIRECT_BYTES_MIN = 32 * KiB;
 
+/** TRIM and WRITE_ZEROES make holes of this size at a time: a multiple of every object size. */
+export const HOLE_PIECE_BYTES = 64 * MiB;
 /** WRITE_ZEROES with NO_HOLE writes this much at a time. */
 export const ZERO_PIECE_BYTES = 4 * MiB;
 /** BLOCK_STATUS looks at this much; the client asks again behind it. */
@@ -52,4 +54,5 @@ assert(HANDSHAKES_MAX <= CONNECTIONS_MAX);
 assert(NBD_PAYLOAD_MAX <= INFLIGHT_BYTES_MAX);
 assert(COPY_BYTES_MAX + 64 <= SLAB_BYTES);
 assert(READ_BYTES_MIN <= READ_SLAB_BYTES);
+assert(HOLE_PIECE_BYTES % 2 ** OBJECT_ORDER_MAX === 0);
 assert(ZERO_PIECE_BYTES <= NBD_PAYLOAD_MAX);

@@ -33,9 +33,9 @@ export class NbdRequest {
   message = '';
   /** Payload bytes this request counts for in its connection's limit. */
   costBytes = 0;
-  /** WRITE_ZEROES with NO_HOLE: bytes written so far. */
-  writtenBytes = 0;
-  /** And then: what was written is being flushed. */
+  /** TRIM and WRITE_ZEROES: bytes that are zeroed or being zeroed. */
+  zeroedBytes = 0;
+  /** And then: they are being flushed. */
   flushing = false;
   /** READ: the data to send. */
   parts: Buffer[] | null = null;
@@ -76,7 +76,7 @@ export class NbdRequest {
     this.lengthBytes = header.lengthBytes;
     this.costBytes = costBytes;
     this.error = 0;
-    this.writtenBytes = 0;
+    this.zeroedBytes = 0;
     this.flushing = false;
   }
 

@@ -287,6 +287,30 @@ test('zeroes that take space are written in pieces, and flushed once at the end 
   t.is(volume.objects.size, 30, 'they take space');
 });
 
+test('a TRIM of 4 GiB goes to the image piece by piece, ends at its borders, and leaves room for a READ in between', async (t) => {
+  const gateway = new Gateway();
+  const volume = gateway.client.add('disk', 8 * 1024 * MiB);
+  const { peer } = await gateway.ready();
+  await peer.ask({ command: WRITE, offset: 99 * MiB, payload: Buffer.alloc(2 * MiB, 1) });
+  volume.held = [];
+  const trim = { offset: 100 * MiB, lengthBytes: 4096 * MiB - 4096 };
+  peer.send({ command: TRIM, flags: CommandFlag.FUA, ...trim });
+  peer.send({ command: READ, cookieHigh: 1, lengthBytes: 512 });
+  let steps = 0;
+  for (; volume.held.length > 0; steps++) {
+    t.true(volume.held.length <= 2, 'one piece, and the READ');
+    volume.held.shift()!();
+  }
+  // 28 MiB to the border at 128 MiB, 63 of 64 MiB, the rest; the READ; a flush.
+  t.is(steps, 1 + 63 + 1 + 1 + 1);
+  t.is(volume.flushes, 1);
+  t.is(volume.fuaWrites, 0);
+  volume.held = null;
+  t.is((await peer.reply()).cookieHigh, 1, 'the READ is not kept waiting');
+  t.is((await peer.reply()).error, 0);
+  t.deepEqual([...volume.objects.keys()], [99]);
+});
+
 test('zeroes that take space and must be fast are refused and change nothing', async (t) => {
   const { peer } = await new Gateway().ready(true);
   await peer.ask({ command: WRITE, payload: Buffer.from('data') });

@@ -32,9 +32,9 @@ import { errnoOf, type FailureLog } from './errno.ts';
 import type { ExportTable, ExportUser, SharedExport } from './export-table.ts';
 import { INFLIGHT_BYTES_MAX, INFLIGHT_REQUESTS_MAX, READ_DIRECT_BYTES_MIN, STATUS_BYTES_MAX } from './limits.ts';
 import { Outbox, type SlabPool, type Wire } from './outbox.ts';
-import { stepRealZeroes, wantsRealZeroes } from './real-zeroes.ts';
 import { writeReply } from './reply-writer.ts';
 import { NbdRequest, type RequestOwner } from './request.ts';
+import { isZeroing, stepZeroing } from './zeroing.ts';
 
 export interface SessionWorld {
   readonly exports: ExportTable;
@@ -50,6 +50,7 @@ type State = 'handshake' | 'serving' | 'refusing' | 'leaving' | 'closed';
 
 const SHUTTING_DOWN: Refusal = { error: Errno.ESHUTDOWN, message: 'the server is shutting down' };
 const FAST_WITHOUT_HOLE: Refusal = { error: Errno.ENOTSUP, message: 'zeroes that take space are not fast' };
+const FAST_AS_DATA = CommandFlag.FAST_ZERO | CommandFlag.NO_HOLE;
 const NOTHING = (): void => {};
 
 export class Session implements HandshakeHost, RequestSink, RequestOwner, ExportUser {
@@ -295,13 +296,10 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
         image.flush(request.onDone);
         return;
       case Command.TRIM:
-        if (lengthBytes === 0) this.#finish(request);
-        else image.zero(header.offset, lengthBytes, fua, request.onDone);
-        return;
       case Command.WRITE_ZEROES:
         if (lengthBytes === 0) this.#finish(request);
-        else if (wantsRealZeroes(request)) this.#writeRealZeroes(request);
-        else image.zero(header.offset, lengthBytes, fua, request.onDone);
+        else if ((header.flags & FAST_AS_DATA) === FAST_AS_DATA) this.#refuse(request, FAST_WITHOUT_HOLE);
+        else stepZeroing(image, request);
         return;
       case Command.CACHE:
         // Advice: nothing here would make a later read faster.
@@ -313,7 +311,10 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
   }
 
   refused(header: RequestHeader, refusal: Refusal): void {
-    const request = this.#begin(header, 0);
+    this.#refuse(this.#begin(header, 0), refusal);
+  }
+
+  #refuse(request: NbdRequest, refusal: Refusal): void {
     request.error = refusal.error;
     request.message = refusal.message;
     this.#finish(request);
@@ -347,7 +348,7 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
   // --- results to replies
 
   onStep(request: NbdRequest): void {
-    if (wantsRealZeroes(request) && stepRealZeroes(this.#image!, request)) return;
+    if (isZeroing(request) && stepZeroing(this.#image!, request)) return;
     this.#finish(request);
   }
 
@@ -356,16 +357,6 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
     this.#world.failures.record(this.#shared!.name, command, offset, lengthBytes, error);
     request.error = errnoOf(error);
     request.message = error.message;
-    this.#finish(request);
-  }
-
-  #writeRealZeroes(request: NbdRequest): void {
-    if ((request.flags & CommandFlag.FAST_ZERO) === 0) {
-      stepRealZeroes(this.#image!, request);
-      return;
-    }
-    request.error = FAST_WITHOUT_HOLE.error;
-    request.message = FAST_WITHOUT_HOLE.message;
     this.#finish(request);
   }
 
