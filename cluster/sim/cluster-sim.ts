@@ -261,7 +261,9 @@ export class ClusterSim {
       await sim.daemon.start();
     };
     open().catch((error: Error) => {
-      if (life.alive) this.scheduler.fail(new Error(`${life.name} does not start: ${error.message}`, { cause: error }));
+      if (!life.alive) return;
+      if (sim.home.mayFail) this.#onDaemonFatal(sim, life, error);
+      else this.scheduler.fail(new Error(`${life.name} does not start: ${error.message}`, { cause: error }));
     });
   }
 

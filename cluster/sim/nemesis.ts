@@ -92,6 +92,13 @@ export class Nemesis {
           in: random.chance(0.6),
           weight: random.pick([0.1, 1, 1, 10]),
         });
+      case 'disk fails': {
+        // One write or sync soon; the daemon must stop itself, and starts again on a disk that works.
+        const { home } = random.pick(cluster.daemons);
+        home.mayFail = true;
+        home.disk.failNth(random.pick(['write', 'sync']), random.between(1, 30), 'IO');
+        return true;
+      }
       case 'disk stalls':
         random.pick(cluster.daemons).home.disk.faults = {
           readDelayMs: 1,

@@ -19,6 +19,7 @@ export type Fault =
   | 'reset connections'
   | 'break streams'
   | 'disk stalls'
+  | 'disk fails'
   | 'move data';
 
 export interface Plan {
@@ -66,7 +67,7 @@ const ALWAYS_POSSIBLE: readonly Fault[] = [
   'break streams',
   'move data',
 ];
-const WITH_DISKS: readonly Fault[] = ['cut power of a daemon', 'cut all power', 'disk stalls'];
+const WITH_DISKS: readonly Fault[] = ['cut power of a daemon', 'cut all power', 'disk stalls', 'disk fails'];
 
 /** Whether acked writes that were not flushed may be lost in this plan. */
 export const losesPower = (plan: Plan): boolean =>
