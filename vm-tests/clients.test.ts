@@ -186,6 +186,7 @@ test('fio writes by four connections and verifies every block', async (t) => {
       '--verify=crc32c',
       '--do_verify=1',
       '--verify_fatal=1',
+      '--verify_state_save=0',
       '--group_reporting',
       '--output-format=json',
     ],

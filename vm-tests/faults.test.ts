@@ -189,6 +189,7 @@ fioTest('fio verifies every block by checksum while daemons are killed at random
     '--verify=crc32c',
     '--verify_backlog=256',
     '--verify_fatal=1',
+    '--verify_state_save=0',
     '--fsync=64',
     '--output-format=json',
   ]);

@@ -1,11 +1,14 @@
 // `ashlar image …`
 
 import type { Command } from 'commander';
-import { UsageError } from '../../cluster/world/options.ts';
+import { parseSize, UsageError } from '../../cluster/world/options.ts';
 import type { ClusterStatus } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
+import type { ImageEntry } from '../../proto/map.ts';
 import { objectCount } from '../../proto/striping.ts';
-import { declareWithMaster, JSON_OPTION, print } from './command.ts';
+import { declareWithMaster, JSON_OPTION, type Master, print } from './command.ts';
+import { removeImage, shrinkImage } from './image-data.ts';
+import { withPool } from './pool-client.ts';
 import { imageTable } from './status.ts';
 import { sizeText } from './text.ts';
 import { POOL_NAME } from './up-settings.ts';
@@ -49,6 +52,39 @@ export function addImageCommands(program: Command): void {
     const objects = objectCount(entry, entry.sizeBytes);
     print(json, { ...entry, objects }, infoText(status, entry, objects));
   });
+  declareWithMaster(
+    image,
+    'resize <name> <size>',
+    'grow an image, or with --shrink cut off its end',
+    [{ name: 'shrink', kind: 'flag', help: 'allow to lose what lies beyond the new size' }, JSON_OPTION],
+    async (master, { shrink, json }, [name, size]) => {
+      const entry = await resize(master, name!, parseSize(size!), shrink);
+      print(json, entry, `image ${entry.name}: ${sizeText(entry.sizeBytes)}`);
+    },
+  );
+  declareWithMaster(
+    image,
+    'rm <name>',
+    'remove an image and its data; repeat it if it was interrupted',
+    [],
+    async (master, _, [name]) => {
+      const entry = imageOf(await master.call('status', {}), name!);
+      await withPool(master, (client) => removeImage(master, client, entry));
+      print(false, null, `image ${name}: removed`);
+    },
+  );
+}
+
+async function resize(master: Master, name: string, sizeBytes: number, shrink: boolean): Promise<ImageEntry> {
+  const entry = imageOf(await master.call('status', {}), name);
+  if (sizeBytes >= entry.sizeBytes) return master.call('resizeImage', { image: entry.id, sizeBytes });
+  if (!shrink)
+    throw new UsageError(
+      `${name} has ${sizeText(entry.sizeBytes)}: cutting it to ${sizeText(sizeBytes)} loses what lies beyond; say --shrink to do it`,
+    );
+  if (sizeBytes < 1) throw new UsageError(`an image has at least 1 byte: see ashlar image rm`);
+  await withPool(master, (client) => shrinkImage(master, client, entry, sizeBytes));
+  return imageOf(await master.call('status', {}), name);
 }
 
 function imageOf(status: ClusterStatus, name: string): ClusterStatus['images'][number] {
