@@ -6,7 +6,7 @@
 // no MUST fails, 1 if one does, 2 if it was called wrongly.
 
 import { runConformance } from '../nbd-protocol-ts/index.ts';
-import { SocketDuplex } from './testing.ts';
+import { SocketDuplex } from './socket-duplex.ts';
 
 const [host, port, exportName = ''] = process.argv.slice(2);
 if (host === undefined || !/^\d+$/.test(port ?? '')) {

@@ -20,7 +20,8 @@ import {
 } from '../nbd-protocol-ts/index.ts';
 import { MemoryImageClient } from './memory-image.ts';
 import { type NbdServerOptions, startNbdServer } from './server.ts';
-import { RecordedLog, SocketDuplex, serve, type TestServer } from './testing.ts';
+import { SocketDuplex } from './socket-duplex.ts';
+import { RecordedLog, serve, type TestServer } from './testing.ts';
 
 const MiB = 2 ** 20;
 const { READ, WRITE } = Command;

@@ -11,8 +11,9 @@ import { ExportTable } from './export-table.ts';
 import { MemoryImageClient } from './memory-image.ts';
 import { SlabPool } from './outbox.ts';
 import { Session } from './session.ts';
+import { SocketDuplex } from './socket-duplex.ts';
 import { SocketWire } from './socket-wire.ts';
-import { RecordedLog, SocketDuplex, serve } from './testing.ts';
+import { RecordedLog, serve } from './testing.ts';
 
 const MiB = 2 ** 20;
 const { READ, WRITE, DISC } = Command;

@@ -1,19 +1,14 @@
-// What the gateway's tests share: a server on images in memory, and a connection to it that keeps the time.
+// What the gateway's tests share: a server on images in memory, and a log that remembers.
 
-import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { ExecutionContext } from 'ava';
 import { openClock } from '../../cluster/world/clock.ts';
 import type { Log } from '../../proto/ports.ts';
-import { type Duplex, StreamEnded } from '../nbd-protocol-ts/index.ts';
 import { MemoryImageClient } from './memory-image.ts';
 import { type NbdServer, type ServerLimits, startNbdServer } from './server.ts';
-
-/** A reply that takes longer than this is a failed test. */
-const READ_MS = 10_000;
+import { SocketDuplex } from './socket-duplex.ts';
 
 export interface LogLine {
   readonly level: 'debug' | 'info' | 'warn' | 'error';
@@ -91,66 +86,4 @@ export async function serve(
     uri: (exportName) => `nbd+unix:///${exportName}?socket=${unixPath}`,
     connect: () => SocketDuplex.connect(port),
   };
-}
-
-/** A connection as the conformance suite wants it. */
-export class SocketDuplex implements Duplex {
-  readonly socket: Socket;
-  #received: Buffer[] = [];
-  #receivedBytes = 0;
-  #ended = false;
-  #wake: () => void = () => {};
-
-  constructor(socket: Socket) {
-    this.socket = socket;
-    socket.on('data', (chunk: Buffer) => {
-      this.#received.push(chunk);
-      this.#receivedBytes += chunk.length;
-      this.#wake();
-    });
-    socket.on('end', () => this.#onEnd());
-    socket.on('close', () => this.#onEnd());
-    // The server may cut a connection: for the suite that is an end like any other.
-    socket.on('error', () => this.#onEnd());
-  }
-
-  static async connect(port: number, host = '127.0.0.1'): Promise<SocketDuplex> {
-    const socket = connect({ port, host, noDelay: true });
-    await once(socket, 'connect');
-    return new SocketDuplex(socket);
-  }
-
-  write(bytes: Buffer): void {
-    this.socket.write(bytes);
-  }
-
-  async read(bytes: number): Promise<Buffer> {
-    const late = Symbol('late');
-    while (this.#receivedBytes < bytes) {
-      if (this.#ended) throw new StreamEnded();
-      let timer: NodeJS.Timeout | undefined;
-      const woken = new Promise<void>((resolve) => {
-        this.#wake = resolve;
-      });
-      const timeout = new Promise<symbol>((resolve) => {
-        timer = setTimeout(() => resolve(late), READ_MS);
-      });
-      const outcome = await Promise.race([woken, timeout]);
-      clearTimeout(timer);
-      if (outcome === late) throw new Error(`no ${bytes} bytes within ${READ_MS} ms`);
-    }
-    const all = this.#received.length === 1 ? this.#received[0]! : Buffer.concat(this.#received);
-    this.#received = all.length === bytes ? [] : [all.subarray(bytes)];
-    this.#receivedBytes -= bytes;
-    return all.subarray(0, bytes);
-  }
-
-  close(): void {
-    this.socket.destroy();
-  }
-
-  #onEnd(): void {
-    this.#ended = true;
-    this.#wake();
-  }
 }
