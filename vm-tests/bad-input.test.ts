@@ -6,10 +6,10 @@ import { mkdirSync } from 'node:fs';
 import { connect, type NetConnectOpts } from 'node:net';
 import { join } from 'node:path';
 import test from 'ava';
-import { Cluster, ROOT, runAshlar } from './lib/cluster.ts';
+import { Cluster, runAshlar, startRole } from './lib/cluster.ts';
 import { brokenPromises, Load } from './lib/load.ts';
 import { Command, NbdClient, NbdError } from './lib/nbd-client.ts';
-import { environment, Running, run, runWell, sleep, temporaryDirectory, testUnless, until } from './lib/processes.ts';
+import { type Running, run, runWell, sleep, temporaryDirectory, testUnless, until } from './lib/processes.ts';
 import { BLOCK, stampedBlock } from './lib/stamps.ts';
 
 const EINVAL = 22;
@@ -124,23 +124,18 @@ testUnless(test, NODE_NOT_ROOT)(
     t.timeout(120_000);
     const directory = temporaryDirectory(t, 'full');
     const roles: Running[] = [];
-    const startRole = async (...args: string[]): Promise<string> => {
-      const role = new Running(join(ROOT, 'scripts', 'ashlar'), args, { environment: environment() });
+    const start = async (...args: string[]): Promise<string> => {
+      const { role, address } = await startRole(t, ...args);
       roles.push(role);
-      t.teardown(() => role.end());
-      await until(`${args[0]} serves`, 30_000, () => {
-        if (role.hasEnded) throw new Error(`${args[0]} ended: ${role.stderr}`);
-        return role.stdout.includes('\n');
-      });
-      return (JSON.parse(role.stdout.slice('listening '.length)) as { address: string }).address;
+      return address;
     };
-    const master = await startRole('master', '--dir', join(directory, 'master'), '--listen', '127.0.0.1:0');
+    const master = await start('master', '--dir', join(directory, 'master'), '--listen', '127.0.0.1:0');
     for (const id of [1, 2]) {
       const disk = join(directory, `disk-${id}`);
       mkdirSync(disk);
       await runWell(t, 'mount', ['-t', 'tmpfs', '-o', 'size=160m', 'tmpfs', disk]);
       t.teardown(() => run('umount', ['-l', disk]).then(() => {}));
-      await startRole('daemon', '--dir', disk, '--master', master, '--domain', `d${id}`, '--log-size', '32M');
+      await start('daemon', '--dir', disk, '--master', master, '--domain', `d${id}`, '--log-size', '32M');
     }
     const ashlar = async (...args: string[]) => {
       const finished = await runAshlar(...args, '--master', master);
@@ -149,7 +144,7 @@ testUnless(test, NODE_NOT_ROOT)(
     };
     await ashlar('pool', 'create', 'default', '--pg-count', '16');
     await ashlar('image', 'create', 'disk', '--size', '1G');
-    const address = await startRole('nbd', '--master', master, '--listen', '127.0.0.1:0');
+    const address = await start('nbd', '--master', master, '--listen', '127.0.0.1:0');
 
     const client = await NbdClient.open(address, 'disk');
     const written: number[] = [];

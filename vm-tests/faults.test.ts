@@ -1,7 +1,7 @@
 // Processes die under load, one after the other and all at once; clients notice a pause at most, and nothing is lost.
 
 import test, { type ExecutionContext } from 'ava';
-import { Cluster } from './lib/cluster.ts';
+import { Cluster, startRole } from './lib/cluster.ts';
 import { compareCopies } from './lib/copies.ts';
 import { brokenPromises, Load } from './lib/load.ts';
 import { NbdClient } from './lib/nbd-client.ts';
@@ -145,6 +145,27 @@ test.serial('the gateway is killed: a new one takes the image over, and every ac
   t.deepEqual(second.errors, []);
   await expectAllKept(t, cluster, second);
 });
+
+test.serial(
+  'a second gateway is refused; with --take-over it fences the first, whose late writes are void',
+  async (t) => {
+    const { cluster, load } = await startLoaded(t, 8);
+    const gateway = ['nbd', '--master', cluster.ready.master, '--listen', '127.0.0.1:0'];
+    const modest = await startRole(t, ...gateway);
+    await t.throwsAsync(NbdClient.open(modest.address, 'disk'), { message: /refused.*in use/ });
+    t.deepEqual(load.errors, []);
+    const bold = await startRole(t, ...gateway, '--take-over');
+    const taken = await NbdClient.open(bold.address, 'disk');
+    await until('the first gateway refuses writes', 10_000, () => load.errors.length > 0);
+    await load.wreck();
+    const broken = await brokenPromises(bold.address, 'disk', BLOCKS, load.promises, 'acked');
+    t.deepEqual(broken.slice(0, 10), []);
+    const before = await taken.read(0, 2 ** 24);
+    await sleep(1_000);
+    t.true(before.equals(await taken.read(0, 2 ** 24)), 'nothing changed behind the back of the new owner');
+    await taken.disconnect();
+  },
+);
 
 test.serial(
   'every process is killed at once under load, twice: every acked block is right, the flushed ones among them',

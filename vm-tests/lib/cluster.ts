@@ -225,6 +225,18 @@ export class Cluster {
   }
 }
 
+/** A role started by hand, as `ashlar ROLE …`; resolves when it serves, with its address. Killed after the test. */
+export async function startRole(t: ExecutionContext, ...args: string[]): Promise<{ role: Running; address: string }> {
+  const role = new Running(ASHLAR, args);
+  t.teardown(() => role.end());
+  await until(`${args[0]} serves`, 30_000, () => {
+    if (role.hasEnded) throw new Error(`ashlar ${args.join(' ')} ended:\n${role.stderr}`);
+    return role.stdout.includes('\n');
+  });
+  const { address } = JSON.parse(role.stdout.slice('listening '.length)) as { address: string };
+  return { role, address };
+}
+
 /** Runs `ashlar` without a cluster. */
 export const runAshlar = (...args: string[]): Promise<Finished> => run(ASHLAR, args);
 
