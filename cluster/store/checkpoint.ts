@@ -10,7 +10,7 @@
 // store's work: at most CHECKPOINT_TURN_MS each. When writers fill the log faster than it is emptied, their `done` is
 // held back (ackLimit); when it is full to the end, finishNow() completes the checkpoint blocking.
 
-import { BLOCK_BYTES } from '../../proto/limits.ts';
+import { BLOCK_BYTES, OBJECT_ORDER_MAX } from '../../proto/limits.ts';
 import { type Clock, DiskError, type DiskFile, type Log, type Timer } from '../../proto/ports.ts';
 import { type Checkpoint, type CheckpointFiles, encodeCheckpoint, encodePgTable } from './checkpoint-file.ts';
 import type { Content } from './content.ts';
@@ -20,15 +20,19 @@ import {
   CHECKPOINT_RETRY_MS,
   CHECKPOINT_TURN_BYTES,
   CHECKPOINT_TURN_MS,
+  RETIRED_BYTES_MAX,
+  RETIRED_FREE_SHARE,
 } from './limits.ts';
 import type { StoreLog } from './log.ts';
-import { censusOf, metaPlace } from './meta.ts';
+import { censusOf, metaCopyBytes, metaPlace, metaUsedBytes } from './meta.ts';
 import type { StoredObject } from './objects.ts';
+import type { Slot } from './slots.ts';
 import { Snapshot } from './snapshot.ts';
 
 /** Work per turn follows what is written meanwhile, this many bytes copied per byte appended, but not less than this. */
 const COPY_PER_APPENDED = 2;
 const COPY_BYTES_MIN = 32 * 1024;
+const ZEROS = Buffer.alloc(2 * metaCopyBytes(OBJECT_ORDER_MAX));
 
 export class Checkpointer {
   private readonly content: Content;
@@ -42,9 +46,11 @@ export class Checkpointer {
   private snapshot: Snapshot | null = null;
   /** Steps of a run that finishNow() overtook must not go on: they compare their number with this. */
   private run = 0;
+  /** What is to be copied and saved: objects, then retired slots; and how far that is done. */
   private queue: StoredObject[] = [];
   private queueAt = 0;
   private blockAt = 0;
+  private retiredQueue: Slot[] = [];
   private stepPosition = 0;
   /** Data and metadata files written since the last commit. */
   private readonly touched = new Set<DiskFile>();
@@ -90,13 +96,20 @@ export class Checkpointer {
   /** Call after records were added: begins a checkpoint if it is time. */
   consider(): void {
     if (this.snapshot !== null || this.closed) return;
-    if (this.logUse * CHECKPOINT_LOG_SHARE >= 1) {
+    if (this.logUse * CHECKPOINT_LOG_SHARE >= 1 || this.muchRetired()) {
       if (this.retryTimer === null) this.begin();
     } else if (this.timer === null)
       this.timer = this.clock.after(CHECKPOINT_AFTER_MS, () => {
         this.timer = null;
         if (this.snapshot === null && !this.closed && this.log.dead === null && this.content.changed) this.begin();
       });
+  }
+
+  private muchRetired(): boolean {
+    const bytes = this.content.retiredBlocks * BLOCK_BYTES;
+    return (
+      bytes >= RETIRED_BYTES_MAX || (bytes > 0 && bytes * RETIRED_FREE_SHARE >= this.content.space.availableBytes())
+    );
   }
 
   /** Begins one now, unless one is under way. */
@@ -128,8 +141,10 @@ export class Checkpointer {
     );
     content.dirty = new Set();
     content.retired = new Set();
+    content.retiredBlocks = 0;
     content.changed = false;
     this.queue = [...this.snapshot.objects];
+    this.retiredQueue = [...this.snapshot.retired];
     this.queueAt = 0;
     this.blockAt = 0;
     this.stepPosition = log.position;
@@ -157,7 +172,8 @@ export class Checkpointer {
   }
 
   private get copied(): boolean {
-    return this.queueAt === this.queue.length && this.snapshot!.images.length === 0;
+    const { images } = this.snapshot!;
+    return this.queueAt === this.queue.length && this.retiredQueue.length === 0 && images.length === 0;
   }
 
   /** Copies blocks and writes metadata until about `budget` bytes are done, or the time is over. */
@@ -165,9 +181,14 @@ export class Checkpointer {
     const end = this.clock.now() + CHECKPOINT_TURN_MS;
     const snapshot = this.snapshot!;
     let left = budget;
-    while (left > 0 && (this.queueAt < this.queue.length || snapshot.images.length > 0)) {
+    while (left > 0 && !this.copied) {
       if (this.queueAt < this.queue.length) left -= this.copyRun(this.queue[this.queueAt]!, snapshot);
-      while (snapshot.images.length > 0 && left > 0) left -= this.writeImage(snapshot);
+      else if (this.retiredQueue.length > 0) left -= this.saveRetired(snapshot);
+      const image = snapshot.images[snapshot.images.length - 1];
+      if (image !== undefined) {
+        left -= this.writeMeta(image.slot, image.bytes);
+        snapshot.images.pop();
+      }
       if (this.clock.now() >= end) return;
     }
   }
@@ -182,10 +203,9 @@ export class Checkpointer {
     let first = overlay === null ? -1 : overlay.next(this.blockAt);
     while (first >= 0 && !inLog(first)) first = overlay!.next(first + 1);
     if (first < 0) {
-      if (object.snapshot === snapshot) snapshot.save(object);
       this.queueAt++;
       this.blockAt = 0;
-      return 0;
+      return object.snapshot === snapshot ? this.saveObject(object, snapshot) : 0;
     }
     const most = Math.min(object.blocks, first + CHECKPOINT_TURN_BYTES / BLOCK_BYTES);
     let end = first + 1;
@@ -214,15 +234,29 @@ export class Checkpointer {
     for (let block = first; block < end; block++) this.content.settle(object, block);
   }
 
-  private writeImage(snapshot: Snapshot): number {
-    const { slot, bytes } = snapshot.images[snapshot.images.length - 1]!;
-    const { meta, order } = slot.file;
+  private saveObject(object: StoredObject, snapshot: Snapshot): number {
+    const { slot } = object;
+    return this.writeMeta(slot, snapshot.encode(object, this.metaScratch(slot)));
+  }
+
+  private saveRetired(snapshot: Snapshot): number {
+    const slot = this.retiredQueue.pop()!;
+    return this.writeMeta(slot, snapshot.encodeFree(slot, this.metaScratch(slot)));
+  }
+
+  private metaScratch(slot: Slot): Buffer {
+    return this.scratch.subarray(0, metaUsedBytes(slot.file.order));
+  }
+
+  /** Writes a copy of a slot's metadata, not over the one that counts. */
+  private writeMeta(slot: Slot, bytes: Buffer): number {
+    const { meta, order, copyBytes } = slot.file;
+    const first = slot.generation === 0;
     // The first time both copies get their space, so that no later checkpoint needs any.
-    const parts = slot.generation === 0 ? [bytes, Buffer.alloc(bytes.length)] : [bytes];
-    meta.write(parts, metaPlace(order, slot.number, slot.generation === 0 ? 0 : 1 - slot.side));
-    snapshot.images.pop();
+    const rest = (first ? 2 : 1) * copyBytes - bytes.length;
+    meta.write([bytes, ZEROS.subarray(0, rest)], metaPlace(order, slot.number, first ? 0 : 1 - slot.side));
     this.touched.add(meta);
-    return bytes.length;
+    return copyBytes;
   }
 
   private syncAll(run: number): void {
@@ -280,6 +314,7 @@ export class Checkpointer {
     this.current = next;
     this.snapshot = null;
     this.queue = [];
+    this.retiredQueue = [];
     this.queueAt = 0;
     this.touched.clear();
     this.committed++;
@@ -327,6 +362,7 @@ export class Checkpointer {
     this.run++;
     this.snapshot = null;
     this.queue = [];
+    this.retiredQueue = [];
     this.queueAt = 0;
     for (const object of snapshot.objects) {
       object.snapshot = null;
@@ -334,7 +370,10 @@ export class Checkpointer {
       object.dirty = true;
       content.dirty.add(object);
     }
-    for (const slot of snapshot.retired) content.retired.add(slot);
+    for (const slot of snapshot.retired) {
+      content.retired.add(slot);
+      content.retiredBlocks += slot.groundCount(0, slot.file.blocks);
+    }
     content.changed = true;
     if (!content.space.blocked) this.messages.warn('the disk is full: no checkpoint', { cause: cause.message });
     content.space.blocked = true;

@@ -22,6 +22,8 @@ export class Content {
   dirty = new Set<StoredObject>();
   /** Slots freed since then. */
   retired = new Set<Slot>();
+  /** Blocks with ground in them. */
+  retiredBlocks = 0;
   /** Any record since then; also those that change no object. */
   changed = false;
   /** Where the newest durable checkpoint's redo begins: holes made before it may be written directly. */
@@ -124,7 +126,9 @@ export class Content {
     object.stamp++;
     object.slot.state = SlotState.RETIRED;
     this.retired.add(object.slot);
-    this.space.reusableBlocks += object.slot.groundCount(0, object.blocks);
+    const ground = object.slot.groundCount(0, object.blocks);
+    this.retiredBlocks += ground;
+    this.space.reusableBlocks += ground;
   }
 
   private forgetPromises(object: StoredObject): void {
@@ -182,6 +186,9 @@ export class Content {
   settle(object: StoredObject, block: number): void {
     this.setPlace(object, block, 0);
     object.stamp++;
+    if (object.overlay?.count !== 0) return;
+    object.overlay.release();
+    object.overlay = null;
   }
 
   /** Forgets places that say no more than the checksums do: holes that the newest durable checkpoint knows. */

@@ -8,6 +8,7 @@ import { entryOf, expectStamps } from './conformance.ts';
 import { openDiskStore } from './disk-store.ts';
 import type { DiskStore } from './engine.ts';
 import { FaultDisk } from './fault-disk.ts';
+import { decodeMeta, metaCopyBytes } from './meta.ts';
 import { stamped } from './model.ts';
 import { LOG_BYTES, openOn, silentLog, TestClock } from './scenario.ts';
 import { EntryOp, type LogEntry } from './store.ts';
@@ -147,6 +148,21 @@ test('metadata of a checkpoint that never came into force does not count later',
   await lab.crash('power');
   await expectStamps(t, lab.store, 5, 1, 20, [2, 1, 0]);
   t.is(lab.fatal, null);
+});
+
+test('a checkpoint holds the state at its position, whatever is written while it is being made', async (t) => {
+  const lab = await Lab.open();
+  lab.write(1);
+  lab.clock.settle();
+  lab.store.checkpoint();
+  lab.write(2);
+  lab.clock.settle();
+  t.is(lab.store.checkpoints, 1);
+  const meta = Buffer.alloc(metaCopyBytes(20));
+  lab.disk.open('meta-20', false).read(meta, 0);
+  t.is(decodeMeta(meta, 20, 0)?.seq, 1);
+  await lab.crash('power', () => false);
+  await expectStamps(t, lab.store, 5, 1, 20, [2, 0]);
 });
 
 test('what stood after a torn batch does not come back when the same batch is written again', async (t) => {

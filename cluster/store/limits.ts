@@ -25,6 +25,9 @@ export const DIRECT_BYTES_MIN = 64 * KiB;
 export const IN_LOG_SEGMENT_SHARE = 4;
 /** A checkpoint begins when this share (1/n) of the log is in use since the last one. */
 export const CHECKPOINT_LOG_SHARE = 4;
+/** A checkpoint begins when retired slots hold so much, or this share (1/n) of what is left on the disk. */
+export const RETIRED_BYTES_MAX = 128 * MiB;
+export const RETIRED_FREE_SHARE = 8;
 /** Changes are checkpointed after this long even when little is written, so that a restart has little to redo. */
 export const CHECKPOINT_AFTER_MS = 30_000;
 /** A checkpoint that found the disk full is tried again after this. */
@@ -41,7 +44,8 @@ export const PG_LOG_ENTRIES_MIN = 64;
 
 /** A blocking read that takes longer came from the disk, not from the cache. */
 export const COLD_READ_MS = 0.5;
-/** After a cold read, reads leave the event loop for this long; then one is tried on it again. */
+/** After a cold read, reads leave the event loop for so long; then one is tried on it again: first time, and at most. */
+export const COLD_SPELL_FIRST_MS = 6;
 export const COLD_SPELL_MS = 100;
 /** Reads off the event loop that found their object changed under them are tried this often before a blocking one. */
 export const READ_RETRIES_MAX = 2;

@@ -52,9 +52,19 @@ export interface MetaContent {
   checks: Buffer;
 }
 
-export function encodeMeta(slot: Slot, generation: number, content: MetaContent | null): Buffer {
+/** Bytes of a copy that say something; the rest of it is zeros. */
+export const metaUsedBytes = usedBytes;
+
+/** @param copy where to, metaUsedBytes() long; made if left out */
+export function encodeMeta(
+  slot: Slot,
+  generation: number,
+  content: MetaContent | null,
+  copy: Buffer = Buffer.allocUnsafe(usedBytes(slot.file.order)),
+): Buffer {
   const { order } = slot.file;
-  const copy = Buffer.allocUnsafe(metaCopyBytes(order)).fill(0);
+  copy.fill(0, 0, HEAD_BYTES + groundBytes(order));
+  if (content === null) copy.fill(0, HEAD_BYTES);
   copy.writeUInt32LE(META_MAGIC, 0);
   copy.writeDoubleLE(generation, 8);
   copy[16] = content === null ? 0 : 1;

@@ -13,6 +13,10 @@ import type { Snapshot } from './snapshot.ts';
 const LEAF_SHIFT = 6;
 const LEAF_BLOCKS = 1 << LEAF_SHIFT;
 
+/** Leaves that nobody uses, all zeros: objects get dirty and clean again all the time. */
+const spareLeaves: Float64Array[] = [];
+const SPARE_LEAVES_MAX = 16_384;
+
 /** Numbers per block, most of them 0: leaves of 64 blocks made when one of theirs is set. */
 export class Overlay {
   readonly leaves: (Float64Array | null)[];
@@ -32,13 +36,19 @@ export class Overlay {
     let leaf = this.leaves[block >> LEAF_SHIFT]!;
     if (leaf === null) {
       if (value === 0) return;
-      leaf = new Float64Array(LEAF_BLOCKS);
+      leaf = spareLeaves.pop() ?? new Float64Array(LEAF_BLOCKS);
       this.leaves[block >> LEAF_SHIFT] = leaf;
     }
     const before = leaf[block & (LEAF_BLOCKS - 1)]!;
     if (before === 0 && value !== 0) this.count++;
     else if (before !== 0 && value === 0) this.count--;
     leaf[block & (LEAF_BLOCKS - 1)] = value;
+  }
+
+  /** Gives the leaves back; all numbers are 0 by now. */
+  release(): void {
+    for (const leaf of this.leaves) if (leaf !== null && spareLeaves.length < SPARE_LEAVES_MAX) spareLeaves.push(leaf);
+    this.leaves.fill(null);
   }
 
   /** The first block at or after `block` with a number other than 0; -1 if there is none. */

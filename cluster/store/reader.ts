@@ -1,7 +1,8 @@
 // Reading: which pieces of which files make up a range of an object, and whether to block for them.
 //
 // A read of what the page cache has costs 1 us blocking and 5 us off the event loop, so reads block, and each is timed.
-// One that took long came from the disk: for a while reads go to the thread pool then, until one is tried blocking again.
+// One that took long came from the disk (or the process lost its turn): for a while reads go to the thread pool then,
+// until one is tried blocking again; the while doubles as long as the tried ones are slow.
 // A read in the pool races with writers and checkpoints; it compares the object's stamp afterwards and begins anew if the
 // object changed. No hashing here: the client checks what it gets.
 
@@ -9,7 +10,7 @@ import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES, BLOCK_SHIFT } from '../../proto/limits.ts';
 import type { Clock, DiskFile } from '../../proto/ports.ts';
 import type { Content } from './content.ts';
-import { COLD_READ_MS, COLD_SPELL_MS, READ_RETRIES_MAX } from './limits.ts';
+import { COLD_READ_MS, COLD_SPELL_FIRST_MS, COLD_SPELL_MS, READ_RETRIES_MAX } from './limits.ts';
 import type { StoreLog } from './log.ts';
 import type { StoredObject } from './objects.ts';
 import type { ReadDone } from './store.ts';
@@ -21,6 +22,7 @@ export class Reader {
   private readonly log: StoreLog;
   private readonly clock: Clock;
   private coldUntil = 0;
+  private spellMs = COLD_SPELL_FIRST_MS;
   /** Reads in the thread pool. */
   inFlight = 0;
   /** How many reads went to the thread pool; for tests and metrics. */
@@ -45,12 +47,10 @@ export class Reader {
     object.checks.copy(checks, 0, first * 4, (first + blocks) * 4);
     if (isZero(checks)) return done(null, checks, null);
     const payload = Buffer.allocUnsafe(blocks * BLOCK_BYTES);
-    const start = this.clock.now();
     try {
-      if (start >= this.coldUntil || retries > READ_RETRIES_MAX) {
-        this.forEachRun(object, first, payload, readNow);
-        if (this.clock.now() - start > COLD_READ_MS) this.coldUntil = this.clock.now() + COLD_SPELL_MS;
-      } else return this.readLater(object, first, payload, checks, retries, done);
+      if (this.clock.now() < this.coldUntil && retries <= READ_RETRIES_MAX)
+        return this.readLater(object, first, payload, checks, retries, done);
+      this.forEachRun(object, first, payload, this.readNow);
     } catch (error) {
       return done(ioError(error), null, null);
     }
@@ -93,11 +93,22 @@ export class Reader {
     this.clock.soon(onRead);
   }
 
+  private readonly readNow: RunFound = (file, position, target) => {
+    const start = this.clock.now();
+    if (file.read(target, position) !== target.length) throw shortRead(file, position);
+    const end = this.clock.now();
+    if (end - start <= COLD_READ_MS) this.spellMs = COLD_SPELL_FIRST_MS;
+    else {
+      this.coldUntil = end + this.spellMs;
+      this.spellMs = Math.min(COLD_SPELL_MS, this.spellMs * 2);
+    }
+  };
+
   /** Blocks of an object as they are, blocking. */
   readBlocks(object: StoredObject, first: number, count: number): Buffer {
     const bytes = Buffer.allocUnsafe(count * BLOCK_BYTES);
     try {
-      this.forEachRun(object, first, bytes, readNow);
+      this.forEachRun(object, first, bytes, this.readNow);
     } catch (error) {
       throw ioError(error);
     }
@@ -139,10 +150,6 @@ const part = (payload: Buffer, block: number, count: number): Buffer =>
   payload.length === count << BLOCK_SHIFT
     ? payload
     : payload.subarray(block << BLOCK_SHIFT, (block + count) << BLOCK_SHIFT);
-
-function readNow(file: DiskFile, position: number, target: Buffer): void {
-  if (file.read(target, position) !== target.length) throw shortRead(file, position);
-}
 
 const shortRead = (file: DiskFile, position: number): Error => new Error(`${file.name} ends before ${position}`);
 

@@ -27,7 +27,7 @@ export class Snapshot {
   readonly pgTable: Buffer;
   readonly objects: Set<StoredObject>;
   readonly retired: Set<Slot>;
-  /** Encoded, not yet written. */
+  /** Saved because they were about to change; not yet written. */
   readonly images: MetaImage[] = [];
   /** Slots whose other copy belongs to this snapshot. */
   readonly saved: Slot[] = [];
@@ -50,18 +50,24 @@ export class Snapshot {
       object.dirty = false;
       object.snapshot = this;
     }
-    for (const slot of retired) this.keep(slot, encodeMeta(slot, generation, null));
   }
 
   /** Keeps the object's metadata as it is now. Called before its first change after the snapshot. */
   save(object: StoredObject): void {
-    const { image, object: number, since, seq, checks, group, slot } = object;
-    object.snapshot = null;
-    this.keep(slot, encodeMeta(slot, this.generation, { image, object: number, pg: group.pg, since, seq, checks }));
+    this.images.push({ slot: object.slot, bytes: this.encode(object) });
   }
 
-  private keep(slot: Slot, bytes: Buffer): void {
-    this.images.push({ slot, bytes });
+  /** The object's metadata as it is now, which from now on it may change. */
+  encode(object: StoredObject, into?: Buffer): Buffer {
+    const { image, object: number, since, seq, checks, group, slot } = object;
+    object.snapshot = null;
     this.saved.push(slot);
+    return encodeMeta(slot, this.generation, { image, object: number, pg: group.pg, since, seq, checks }, into);
+  }
+
+  /** Metadata that says that a retired slot is free. */
+  encodeFree(slot: Slot, into: Buffer): Buffer {
+    this.saved.push(slot);
+    return encodeMeta(slot, this.generation, null, into);
   }
 }

@@ -81,7 +81,8 @@ export class Space {
     return { usedBytes: this.liveBlocks * BLOCK_BYTES, freeBytes, full: freeBytes < FULL_BELOW_BYTES };
   }
 
-  private availableBytes(): number {
+  /** What is left on the disk after all that was promised, the reserve included. */
+  availableBytes(): number {
     return this.freeBytes - this.spentBytes - this.promisedMetaBytes - this.promisedBlocks * BLOCK_BYTES;
   }
 }
