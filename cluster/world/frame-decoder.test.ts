@@ -137,3 +137,35 @@ test('a payload of the largest size crosses many chunks and arrives as it was', 
   for (let at = 0; at < bytes.length; at += 65_536) decoder.push(bytes.subarray(at, at + 65_536));
   t.true(frames[0]!.payload!.equals(payload));
 });
+
+test('the rest of a large payload is read straight into its place; the frames around it stay whole', (t) => {
+  const large = frameOf(2, Buffer.from('checksums'), Buffer.alloc(100_000, 5));
+  const frames = [frameOf(1, null, null), large, frameOf(3, null, Buffer.alloc(40, 6))];
+  const stream = Buffer.concat(frames.map(bytesOf));
+  const readsMax = 24_000;
+  const slab = Buffer.alloc(readsMax);
+  const { decoder, frames: got } = collect();
+  let direct = 0;
+  for (let at = 0; at < stream.length; ) {
+    const target = decoder.target() ?? slab;
+    const bytes = stream.copy(target, 0, at, Math.min(stream.length, at + Math.min(readsMax, target.length)));
+    at += bytes;
+    if (target === slab) t.is(decoder.push(Buffer.from(slab.subarray(0, bytes))), null);
+    else {
+      direct += bytes;
+      t.is(decoder.filled(bytes), null);
+    }
+  }
+  t.deepEqual(got, frames);
+  t.true(direct >= 48_000, `${direct} bytes needed no copy`);
+});
+
+test('a chunk is kept only if somebody has views of it', (t) => {
+  const { decoder } = collect();
+  decoder.push(bytesOf(frameOf(1, null, null)));
+  t.false(decoder.kept);
+  decoder.push(bytesOf(frameOf(2, null, Buffer.alloc(8))));
+  t.true(decoder.kept);
+  decoder.push(bytesOf(frameOf(3, null, Buffer.alloc(8))).subarray(0, 100));
+  t.false(decoder.kept, 'what was left incomplete has been copied');
+});

@@ -4,7 +4,7 @@
 //
 // A frame that lies whole in one chunk is handed on as views of it, without a copy. One that crosses chunks is
 // assembled: its header in a small buffer of the decoder's, meta and payload in one buffer of their exact size, each
-// byte copied once. What is not a frame ends the stream: there is no way to find the next frame's start.
+// byte copied once, or not at all when the stream is read straight into target(). What is not a frame ends the stream: there is no way to find the next frame's start.
 
 import { hashBytes } from '../../proto/checksum.ts';
 import {
@@ -17,6 +17,9 @@ import {
   payloadBytesAt,
 } from '../../proto/frame.ts';
 
+/** A missing rest of a body from this size on is worth a read of its own, straight into its place. */
+const TARGET_BYTES_MIN = 32 * 1024;
+
 export class FrameDecoder {
   readonly #onFrame: (frame: Frame) => void;
   readonly #header = Buffer.allocUnsafeSlow(HEADER_BYTES);
@@ -28,6 +31,8 @@ export class FrameDecoder {
   #paused = false;
   /** What was pushed and not looked at when it was paused. */
   #rest: Buffer | null = null;
+  /** Somebody has views of the chunk that was pushed last: its memory must not be used again. */
+  kept = false;
 
   constructor(onFrame: (frame: Frame) => void) {
     this.#onFrame = onFrame;
@@ -51,12 +56,29 @@ export class FrameDecoder {
     return rest === null ? null : this.push(rest);
   }
 
-  /** Takes the next bytes; the chunk belongs to the decoder from now on. Returns why the stream is broken, or null. */
+  /** Where the next bytes of the stream should go, if they are the rest of a large body; then filled() says how many. */
+  target(): Buffer | null {
+    if (this.#body === null || this.#paused || this.#body.length - this.#bodyFill < TARGET_BYTES_MIN) return null;
+    return this.#body.subarray(this.#bodyFill);
+  }
+
+  /** So many bytes were put where target() said. Returns what push() returns. */
+  filled(bytes: number): string | null {
+    this.#bodyFill += bytes;
+    return this.#body !== null && this.#bodyFill === this.#body.length ? this.#deliverBody(this.#body) : null;
+  }
+
+  /**
+   * Takes the next bytes. Whether the chunk belongs to the decoder, or to those it gave views to, from now on, `kept`
+   * says afterwards. Returns why the stream is broken, or null.
+   */
   push(chunk: Buffer): string | null {
     let at = 0;
+    this.kept = false;
     while (at < chunk.length && !this.#stopped) {
       if (this.#paused) {
         this.#rest = chunk.subarray(at);
+        this.kept = true;
         return null;
       }
       if (this.#body === null && this.#headerFill === 0 && chunk.length - at >= HEADER_BYTES) {
@@ -64,6 +86,7 @@ export class FrameDecoder {
         if (why !== null) return why;
         const bodyBytes = metaBytesAt(chunk, at) + payloadBytesAt(chunk, at);
         if (chunk.length - at - HEADER_BYTES >= bodyBytes) {
+          if (bodyBytes > 0) this.kept = true;
           const bad = this.#deliver(chunk, at, chunk, at + HEADER_BYTES);
           if (bad !== null) return bad;
           at += HEADER_BYTES + bodyBytes;
@@ -86,14 +109,17 @@ export class FrameDecoder {
       this.#bodyFill += take;
       at += take;
       if (this.#bodyFill === this.#body.length) {
-        const body = this.#body;
-        this.#body = null;
-        this.#headerFill = 0;
-        const bad = this.#deliver(this.#header, 0, body, 0);
+        const bad = this.#deliverBody(this.#body);
         if (bad !== null) return bad;
       }
     }
     return null;
+  }
+
+  #deliverBody(body: Buffer): string | null {
+    this.#body = null;
+    this.#headerFill = 0;
+    return this.#deliver(this.#header, 0, body, 0);
   }
 
   #deliver(header: Buffer, headerAt: number, body: Buffer, bodyAt: number): string | null {

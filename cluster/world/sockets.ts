@@ -13,6 +13,7 @@ import { StorageError } from '../../proto/errors.ts';
 import { encodeHeader, type Frame, HEADER_BYTES } from '../../proto/frame.ts';
 import { FRAME_PAYLOAD_MAX } from '../../proto/limits.ts';
 import type { Connection, ConnectionEvents, Listener, Network } from '../../proto/ports.ts';
+import { adoptSocket, type OnRead } from './adopt-socket.ts';
 import { FrameDecoder } from './frame-decoder.ts';
 
 /** Payloads up to this size are copied next to their header: one memcpy is cheaper than one more part of a writev. */
@@ -24,6 +25,10 @@ const COPY_BYTES_MAX = 16 * 1024;
 const SLAB_BYTES = 256 * 1024;
 const SLABS_KEPT = 16;
 const slabs: Buffer[] = [];
+/** Reads go into slabs too: what nobody keeps is overwritten by the next read, what is kept is stepped over. */
+const READ_SLAB_BYTES = 256 * 1024;
+/** A slab with less room than this is left to those who keep views of it. */
+const READ_BYTES_MIN = 64 * 1024;
 /** Payload bytes of answers that may wait for one slow reader. Twice the largest payload. */
 const UNSENT_BYTES_MAX = 2 * FRAME_PAYLOAD_MAX;
 /** A peer that takes nothing of what is left to send gets so long after close(). */
@@ -31,6 +36,7 @@ const LINGER_MS = 5_000;
 /** An idle connection is probed after this, so that a peer whose machine is gone does not stay for ever. */
 const KEEPALIVE_MS = 30_000;
 const UNIX = 'unix:';
+const NO_BYTES = Buffer.alloc(0);
 
 export function createNetwork(): Network {
   return { listen, connect };
@@ -39,7 +45,10 @@ export function createNetwork(): Network {
 /** @param address "host:port" (port 0: any free one) or "unix:/path". Rejects with UNAVAILABLE, saying why. */
 async function listen(address: string, accept: (connection: Connection) => void): Promise<Listener> {
   const options = { noDelay: true, keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS };
-  const server = createServer(options, (socket) => accept(new SocketConnection(socket, describe(socket), true)));
+  const server = createServer(options, (socket) => {
+    const peer = describe(socket);
+    accept(new SocketConnection((onread) => adoptSocket(socket, onread) ?? socket, peer, true));
+  });
   const path = address.startsWith(UNIX) ? address.slice(UNIX.length) : null;
   if (path !== null) await removeStaleSocket(path);
   await new Promise<void>((resolve, reject) => {
@@ -59,17 +68,17 @@ async function listen(address: string, accept: (connection: Connection) => void)
 }
 
 function connect(address: string, events: ConnectionEvents): Connection {
-  const connection = new SocketConnection(openSocket(address), address, false);
+  const connection = new SocketConnection((onread) => openSocket(address, onread), address, false);
   connection.events = events;
   return connection;
 }
 
 /** An address that is none fails like one that nobody listens on: it may have come from the map. */
-function openSocket(address: string): Socket {
-  if (address.startsWith(UNIX)) return socketConnect({ path: address.slice(UNIX.length) });
+function openSocket(address: string, onread: OnRead): Socket {
+  if (address.startsWith(UNIX)) return socketConnect({ path: address.slice(UNIX.length), onread });
   const keepAlive = { keepAlive: true, keepAliveInitialDelay: KEEPALIVE_MS };
   try {
-    return socketConnect({ ...hostAndPort(address), ...keepAlive, noDelay: true });
+    return socketConnect({ ...hostAndPort(address), ...keepAlive, noDelay: true, onread });
   } catch (error) {
     return new Socket().destroy(error as Error);
   }
@@ -111,6 +120,11 @@ class SocketConnection implements Connection {
   readonly #socket: Socket;
   readonly #decoder: FrameDecoder;
   readonly #accepted: boolean;
+  /** Where reads go; bytes before #readAt are kept by somebody. */
+  #readSlab = NO_BYTES;
+  #readAt = 0;
+  /** The socket reads into the decoder's target at present, not into the slab. */
+  #direct = false;
   #queue: Frame[] = [];
   #queuedBytes = 0;
   /** Too much is unsent: nothing is read. */
@@ -118,15 +132,41 @@ class SocketConnection implements Connection {
   #closed = false;
   readonly #flushBound = () => this.#flush();
 
-  constructor(socket: Socket, peer: string, accepted: boolean) {
-    this.#socket = socket;
+  /** @param open makes the socket, given what it must do with what it reads */
+  constructor(open: (onread: OnRead) => Socket, peer: string, accepted: boolean) {
     this.#accepted = accepted;
     this.peer = peer;
     this.#decoder = new FrameDecoder((frame) => this.events?.onFrame(frame));
+    this.#socket = open({ buffer: () => this.#nextTarget(), callback: (bytes) => this.#onRead(bytes) });
+    const socket = this.#socket;
+    // Comes only from a socket that could not be given `onread`.
     socket.on('data', (chunk: Buffer) => this.#received(this.#decoder.push(chunk)));
+    socket.on('end', () => this.#end('connection closed'));
     socket.on('drain', () => this.#drained());
     socket.on('error', (error) => this.#end(error.message));
     socket.on('close', () => this.#end('connection closed'));
+    socket.resume();
+  }
+
+  #nextTarget(): Buffer {
+    const target = this.#decoder.target();
+    this.#direct = target !== null;
+    if (target !== null) return target;
+    if (this.#readSlab.length - this.#readAt < READ_BYTES_MIN) {
+      this.#readSlab = Buffer.allocUnsafeSlow(READ_SLAB_BYTES);
+      this.#readAt = 0;
+    }
+    return this.#readAt === 0 ? this.#readSlab : this.#readSlab.subarray(this.#readAt);
+  }
+
+  #onRead(bytes: number): boolean {
+    if (this.#direct) this.#received(this.#decoder.filled(bytes));
+    else {
+      const end = this.#readAt + bytes;
+      this.#received(this.#decoder.push(this.#readSlab.subarray(this.#readAt, end)));
+      if (this.#decoder.kept) this.#readAt = (end + 7) & ~7;
+    }
+    return true;
   }
 
   send(frame: Frame): void {

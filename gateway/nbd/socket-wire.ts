@@ -5,11 +5,11 @@
 //   slab:  [chunk: requests only, gone ->][chunk with the data of WRITEs, kept][next read goes here ...    ]
 //
 // A chunk that the session does not need any more is overwritten by the next read; one that it keeps views of is
-// stepped over. The rest of a large WRITE is read straight into its own buffer. `onread` is an option of a socket's
-// constructor only, and a server makes its sockets itself: so the accepted connection's handle is moved to a new socket.
-// If a future Node has no such handle, the socket it made is used, and each read costs its block.
+// stepped over. The rest of a large WRITE is read straight into its own buffer. If a future Node does not let a socket be
+// adopted, the socket it made is used, and each read costs its block.
 
-import { Socket } from 'node:net';
+import type { Socket } from 'node:net';
+import { adoptSocket } from '../../cluster/world/adopt-socket.ts';
 import type { Clock, Log, Timer } from '../../proto/ports.ts';
 import { LINGER_MS, READ_BYTES_MIN, READ_HANDSHAKE_BYTES, READ_SLAB_BYTES } from './limits.ts';
 import type { Wire } from './outbox.ts';
@@ -42,7 +42,7 @@ export class SocketWire implements Wire {
   /** Begins to read. @param closed called once, when the connection is gone */
   start(session: Session, closed: () => void): void {
     this.#session = session;
-    const adopted = adopt(this.#accepted, {
+    const adopted = adoptSocket(this.#accepted, {
       buffer: () => this.#nextTarget(),
       callback: (bytes) => this.#onRead(bytes),
     });
@@ -105,20 +105,4 @@ export class SocketWire implements Wire {
     if (kept) this.#at = (end + 7) & ~7;
     return true;
   }
-}
-
-interface OnRead {
-  buffer: () => Buffer;
-  callback: (bytes: number) => boolean;
-}
-
-/** A socket with `onread` on the connection of `accepted`, which is empty afterwards; null if that can't be done. */
-function adopt(accepted: Socket, onread: OnRead): Socket | null {
-  const shell = accepted as unknown as { _handle?: object | null };
-  const handle = shell._handle;
-  if (typeof handle !== 'object' || handle === null) return null;
-  shell._handle = null;
-  accepted.destroy();
-  // `handle` is not among the documented options, though every server's own sockets are made with it.
-  return new Socket({ handle, allowHalfOpen: true, onread } as ConstructorParameters<typeof Socket>[0]);
 }
