@@ -356,6 +356,8 @@ export function conformance(name: string, open: () => Promise<Bench>): void {
     refused({ version: at(1) });
     refused({ version: at(2, 2) });
     refused({ length: 0 }, EntryOp.ZERO);
+    const gap = [entryOf(EntryOp.WRITE, 2), entryOf(EntryOp.WRITE, 4)];
+    t.throws(() => store.mergeLog(PG, gap), { message: /does not follow/ });
     const refusal = t.throws(() => store.truncateLog(PG, at(9)));
     t.is(refusal instanceof StorageError ? refusal.code : null, 'INVALID');
     t.deepEqual(store.pgInfo(PG).last, at(1));

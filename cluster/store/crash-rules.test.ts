@@ -274,6 +274,26 @@ test('a flipped bit in the durable log: every page of it is either refused, or a
   t.deepEqual(ends, { refused: 6, rotten: 12, torn: 2 });
 });
 
+test('damage in the log before the checkpoint costs entries of the PG log, and nothing else', async (t) => {
+  const lab = await Lab.open();
+  for (let seq = 1; seq <= 6; seq++) {
+    lab.write(seq, { object: seq });
+    lab.clock.settle();
+  }
+  lab.checkpoint();
+  lab.write(7, { object: 7 });
+  lab.clock.settle();
+  const { pg } = entryOf(EntryOp.WRITE, 1);
+  await lab.crash('kill');
+  t.is(lab.store.logAfter(pg, { since: 0, seq: 0 })?.length, 7, 'older segments still hold what was checkpointed');
+  // Batches are a table and a payload: the third begins at page 4.
+  lab.disk.flipBit('log-0000', 4 * BLOCK_BYTES + 70, 0);
+  await lab.crash('kill');
+  t.deepEqual(lab.store.pgInfo(pg).last, { since: 3, seq: 7 });
+  t.deepEqual(lab.store.pgInfo(pg).tail, { since: 3, seq: 6 });
+  for (let object = 1; object <= 7; object++) await expectStamps(t, lab.store, 5, object, 20, [object, 0]);
+});
+
 test('one unreadable checkpoint file does not matter; two, or damaged metadata, are refused', async (t) => {
   const lab = await Lab.open();
   lab.write(1, { length: 1 * MiB });

@@ -346,11 +346,14 @@ export class DiskStore implements Store {
   }
 
   mergeLog(pg: PgId, entries: readonly LogEntry[]): void {
-    for (const entry of entries) {
-      const { last } = this.pgInfo(pg);
-      const why = invalidSuccessor(last, entry.version);
+    let { last } = this.pgInfo(pg);
+    for (const { version } of entries) {
+      const why = invalidSuccessor(last, version);
       if (why !== null) throw new StorageError('INVALID', `mergeLog: ${why}`);
-      recordOfEntry(this.record, RecordType.MERGE, entry, last.since);
+      last = version;
+    }
+    for (const entry of entries) {
+      recordOfEntry(this.record, RecordType.MERGE, entry, this.pgInfo(pg).last.since);
       this.addRecord(null, null, null);
     }
   }

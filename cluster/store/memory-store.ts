@@ -152,11 +152,13 @@ class MemoryStore implements Store {
 
   mergeLog(pg: number, entries: readonly LogEntry[]): void {
     const group = this.group(pg);
-    for (const entry of entries) {
-      const why = invalidSuccessor(group.last, entry.version);
+    let { last } = group;
+    for (const { version } of entries) {
+      const why = invalidSuccessor(last, version);
       if (why !== null) throw new StorageError('INVALID', `mergeLog: ${why}`);
-      this.log(group, entry);
+      last = version;
     }
+    for (const entry of entries) this.log(group, entry);
   }
 
   resetLog(pg: number, last: Version): void {
