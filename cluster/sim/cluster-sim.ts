@@ -73,6 +73,7 @@ export class ClusterSim {
     this.masterMachine = this.machine('master');
     this.control = new SimControl(this.network, this.masterMachine);
     this.daemons = Array.from({ length: plan.daemons }, (_, i) => this.#newDaemon(i + 1));
+    this.scheduler.isExpected = (life, error) => this.#diedOfItsDisk(life, error);
     const admin = this.machine('admin').boot();
     this.network.port(admin);
     this.admin = this.control.link(admin);
@@ -312,6 +313,14 @@ export class ClusterSim {
           if (!(error instanceof StorageError)) throw error;
           await this.#pause(RETRY_MS);
         }
+  }
+
+  /** A store whose disk failed throws at whoever calls it next: in a real process, nobody catches that. */
+  #diedOfItsDisk(life: Incarnation, error: Error): boolean {
+    const sim = this.daemons.find(({ machine }) => machine === life.machine);
+    if (sim === undefined || !sim.home.mayFail || !(error instanceof StorageError)) return false;
+    this.#onDaemonFatal(sim, life, error);
+    return true;
   }
 
   // --- clients

@@ -48,6 +48,8 @@ export class Scheduler {
   failure: Error | null = null;
   /** Times that each thing worth counting happened: faults fired, rare paths taken. */
   readonly probes = new Map<string, number>();
+  /** Was this process right to die of what it threw? Then the one who says so has ended it. */
+  isExpected: ((owner: Incarnation, error: Error) => boolean) | null = null;
   /** Sees every event and note as it comes; the trace keeps only the last ones. */
   tracer: ((entry: TraceEntry) => void) | null = null;
   readonly #random: SimRandom;
@@ -175,6 +177,7 @@ export class Scheduler {
       event.run();
       drainMicrotasks();
     } catch (error) {
+      if (owner !== null && this.isExpected?.(owner, error as Error) === true) return;
       this.fail(new Error(`${owner?.name ?? 'world'}: ${event.kind}: ${String(error)}`, { cause: error }));
     }
   }
