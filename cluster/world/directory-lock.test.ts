@@ -1,63 +1,50 @@
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
 import { lockDirectory } from './directory-lock.ts';
 
-const fresh = (): string => mkdtempSync(join(tmpdir(), 'ashlar-lock-'));
+const directory = (): string => mkdtempSync(join(tmpdir(), 'ashlar-lock-'));
 
-/** Another process that takes the directory, says so, and waits. */
-async function otherOwner(directory: string): Promise<{ pid: number; kill(): Promise<void> }> {
-  const program = `
-    import { lockDirectory } from ${JSON.stringify(new URL('./directory-lock.ts', import.meta.url).href)};
-    lockDirectory(${JSON.stringify(directory)}, 'daemon');
-    console.log('taken');
-    setInterval(() => {}, 1000);`;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
-  await new Promise((resolve) => child.stdout.once('data', resolve));
-  const ended = new Promise<void>((resolve) => child.once('exit', () => resolve()));
-  return {
-    pid: child.pid!,
-    kill: () => {
-      child.kill('SIGKILL');
-      return ended;
-    },
-  };
-}
-
-test('a directory is taken once; the second is told by whom and what to do; given back, it can be taken again', (t) => {
-  const directory = fresh();
-  const unlock = lockDirectory(directory, 'daemon');
-  const error = t.throws(() => lockDirectory(directory, 'daemon'));
-  t.regex(error!.message, new RegExp(`${directory} is in use by another daemon \\(process ${process.pid}\\)`));
-  unlock();
-  lockDirectory(directory, 'daemon')();
-  t.deepEqual(readdirSync(directory), [], 'nothing is left behind');
-  rmSync(directory, { recursive: true });
+test('a directory is taken once, named by its owner, and free again afterwards', (t) => {
+  const path = directory();
+  const release = lockDirectory(path, 'tester');
+  t.throws(() => lockDirectory(path, 'tester'), { message: new RegExp(`another tester \\(process ${process.pid}\\)`) });
+  release();
+  lockDirectory(path, 'tester')();
+  t.false(existsSync(join(path, 'lock')));
 });
 
-test('the lock of a living process holds; that of a killed one is void', async (t) => {
-  const directory = fresh();
-  const other = await otherOwner(directory);
-  t.throws(() => lockDirectory(directory, 'daemon'), { message: new RegExp(`process ${other.pid}`) });
-  await other.kill();
-  const unlock = lockDirectory(directory, 'daemon');
-  t.is(JSON.parse(readFileSync(join(directory, 'lock'), 'utf8')).pid, process.pid);
-  unlock();
-  t.false(existsSync(join(directory, 'lock')));
-  rmSync(directory, { recursive: true });
-});
-
-test('a lock whose number belongs to another process by now is void, and so is a torn one', (t) => {
-  const directory = fresh();
-  for (const left of [JSON.stringify({ pid: process.pid, started: '1' }), '{"pid":', '']) {
-    writeFileSync(join(directory, 'lock'), left);
-    const unlock = lockDirectory(directory, 'daemon');
-    unlock();
+test('the lock of a process that is gone is void, also if its number is used again or its file is torn', (t) => {
+  for (const left of [{ pid: 2 ** 22 + 1, started: '5' }, { pid: process.pid, started: 'another time' }, '{"pid":']) {
+    const path = directory();
+    writeFileSync(join(path, 'lock'), typeof left === 'string' ? left : JSON.stringify(left));
+    const release = lockDirectory(path, 'tester');
+    t.is((JSON.parse(readFileSync(join(path, 'lock'), 'utf8')) as { pid: number }).pid, process.pid);
+    release();
   }
-  t.pass();
-  rmSync(directory, { recursive: true });
+});
+
+test('a killed owner that nobody has waited for holds nothing', async (t) => {
+  const path = directory();
+  // A shell that never waits keeps its killed child as a zombie.
+  const program = `import(${JSON.stringify(new URL('./directory-lock.ts', import.meta.url).href)}).then((m) => {
+    m.lockDirectory(${JSON.stringify(path)}, 'tester'); process.kill(process.pid, 'SIGKILL'); })`;
+  const parent = spawn('sh', ['-c', '"$0" -e "$1" & exec sleep 60', process.execPath, program], { stdio: 'ignore' });
+  t.teardown(() => {
+    parent.kill('SIGKILL');
+    rmSync(path, { recursive: true, force: true });
+  });
+  const isZombie = (): boolean => {
+    try {
+      const { pid } = JSON.parse(readFileSync(join(path, 'lock'), 'utf8')) as { pid: number };
+      return readFileSync(`/proc/${pid}/stat`, 'latin1').includes(') Z ');
+    } catch {
+      return false;
+    }
+  };
+  for (let i = 0; i < 200 && !isZombie(); i++) await new Promise((done) => setTimeout(done, 50));
+  t.true(isZombie(), 'the owner is dead and still has a number');
+  t.notThrows(() => lockDirectory(path, 'tester')());
 });

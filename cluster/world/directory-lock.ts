@@ -45,11 +45,15 @@ export function lockDirectory(directory: string, user: string): () => void {
 /** Is this very process, not just one with the same number, running? */
 const isAlive = (owner: Owner): boolean => startTimeOf(owner.pid) === owner.started;
 
-/** Clock ticks from boot to the start of a process (proc(5), field 22), or null if there is none. */
+/**
+ * Clock ticks from boot to the start of a process (proc(5), field 22); null if there is none, or only the remains of one
+ * that ended and that nobody has waited for (state Z, field 3).
+ */
 function startTimeOf(pid: number): string | null {
   try {
     const stat = readFileSync(`/proc/${pid}/stat`, 'latin1');
-    return stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? null; // the name may hold spaces and brackets
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' '); // the name may hold spaces and brackets
+    return fields[0] === 'Z' ? null : (fields[19] ?? null);
   } catch {
     return null;
   }
