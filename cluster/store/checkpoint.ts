@@ -79,10 +79,6 @@ export class Checkpointer {
     this.moveLimits();
   }
 
-  get active(): boolean {
-    return this.snapshot !== null;
-  }
-
   /** Bytes of the log in use since the redo position, and in all. */
   get logUse(): number {
     return (this.log.position - this.current.redoPosition) / this.logBytes;

@@ -232,13 +232,20 @@ test('when writers outrun the checkpoint, done waits for it; when the log is ful
   // 64 KiB over old data goes through the log (2 MiB); no turn of the loop, so the checkpoint gets nowhere.
   lab.write(++seq, { length: 1 * MiB });
   lab.checkpoint();
+  for (let i = 0; i < 27; i++) states.push(lab.write(++seq, { offset: (i % 4) * 64 * KiB, length: 64 * KiB }));
+  lab.clock.turn();
+  t.true(states[0]!.done, 'the log has room');
+  t.false(states[26]!.done, 'more than three quarters of it are in use');
+  lab.clock.settle();
+  t.true(states[26]!.done);
+  states.length = 0;
   for (let i = 0; i < 100; i++) states.push(lab.write(++seq, { offset: (i % 4) * 64 * KiB, length: 64 * KiB }));
   t.true(lab.store.checkpoints > 3, 'the log went round');
   t.false(states.some((state) => state.done));
   lab.clock.settle();
   t.true(states.every((state) => state.done));
   await lab.crash('kill');
-  const stamps = [97, 98, 99, 100].flatMap((stamp) => new Array(16).fill(stamp + 1));
+  const stamps = [124, 125, 126, 127].flatMap((stamp) => new Array(16).fill(stamp + 1));
   await expectStamps(t, lab.store, 5, 1, 20, [...stamps, 1, 1]);
 });
 

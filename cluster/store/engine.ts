@@ -410,8 +410,9 @@ export class DiskStore implements Store {
     return this.checkpointer.committed;
   }
 
-  get checkpointing(): boolean {
-    return this.checkpointer.active;
+  /** Reads that went off the event loop since the start. */
+  get readsLater(): number {
+    return this.reader.later;
   }
 
   close(done: Done): void {

@@ -84,6 +84,10 @@ export class FaultDisk implements Disk {
   /** Pages there may be in all files together. */
   capacityPages = Number.POSITIVE_INFINITY;
   private usedPages = 0;
+  /** Called at each blocking read: lets a test make time go by. */
+  onRead: (() => void) | null = null;
+  /** Turns of the loop that a read off the loop takes. */
+  laterTurns: () => number = () => 1;
   dead = false;
 
   constructor(clock: Clock) {
@@ -225,6 +229,11 @@ class FaultFile implements DiskFile {
   }
 
   read(target: Uint8Array, position: number): number {
+    this.disk.onRead?.();
+    return this.readBytes(target, position);
+  }
+
+  private readBytes(target: Uint8Array, position: number): number {
     if (this.disk.dead) throw new Killed();
     const bytes = Math.max(0, Math.min(target.length, this.contents.sizeBytes - position));
     for (let done = 0; done < bytes; ) {
@@ -238,9 +247,13 @@ class FaultFile implements DiskFile {
   }
 
   readLater(target: Uint8Array, position: number, done: (error: DiskError | null, bytes: number) => void): void {
-    this.clock.soon(() => {
-      if (!this.disk.dead) done(null, this.read(target, position));
-    });
+    let turns = this.disk.laterTurns();
+    const turn = (): void => {
+      if (this.disk.dead) return;
+      if (--turns > 0) this.clock.soon(turn);
+      else done(null, this.readBytes(target, position));
+    };
+    this.clock.soon(turn);
   }
 
   /** Page by page: a disk that gets full in the middle has taken what came before. */

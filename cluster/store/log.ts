@@ -84,7 +84,8 @@ export class StoreLog {
   payloadPage = 0;
 
   private acks: Done[] = [];
-  private ackPositions: number[] = [];
+  /** Position after the payload of each. */
+  private ackEnds: number[] = [];
   private nextAck = 0;
   private turnScheduled = false;
 
@@ -149,7 +150,7 @@ export class StoreLog {
   finish(done: Done | null): void {
     if (done !== null) {
       this.acks.push(done);
-      this.ackPositions.push(this.batchPosition);
+      this.ackEnds.push(this.openEnd());
     }
     this.scheduleTurn();
     if (this.payloadBytes >= BATCH_PAYLOAD_MAX) this.submit();
@@ -259,14 +260,14 @@ export class StoreLog {
 
   /** Calls `done` of what is written and not held back. */
   runAcks(): void {
-    const { acks, ackPositions } = this;
+    const { acks, ackEnds } = this;
     while (this.nextAck < acks.length) {
-      const position = ackPositions[this.nextAck]!;
-      if (position >= this.position || position >= this.ackLimit || this.dead !== null) break;
+      const end = ackEnds[this.nextAck]!;
+      if (end > this.position || end > this.ackLimit || this.dead !== null) break;
       acks[this.nextAck++]!(null);
     }
     acks.splice(0, this.nextAck);
-    ackPositions.splice(0, this.nextAck);
+    ackEnds.splice(0, this.nextAck);
     this.nextAck = 0;
   }
 

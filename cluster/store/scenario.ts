@@ -29,6 +29,11 @@ export class TestClock implements Clock {
     };
   }
 
+  /** Time goes by while something blocks: no timer fires. */
+  block(ms: number): void {
+    this.timeMs += ms;
+  }
+
   soon(run: () => void): void {
     this.waiting.push(run);
   }
