@@ -1,10 +1,10 @@
 // One story per crash rule of README.md: the disk is left in just the state that the rule is for.
 
 import test from 'ava';
-import { payloadChecksums } from '../../proto/checksum.ts';
+import { firstMismatch, payloadChecksums } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
-import { entryOf, expectStamps } from './conformance.ts';
+import { entryOf, expectStamps, read } from './conformance.ts';
 import { openDiskStore } from './disk-store.ts';
 import type { DiskStore } from './engine.ts';
 import { FaultDisk } from './fault-disk.ts';
@@ -223,6 +223,27 @@ test('an object moved with a rotten block keeps the rot visible, and a restart d
     checks = sums;
   });
   t.is((checks as Buffer | null)?.readUInt32LE(0), 0xffff_ffff);
+});
+
+test('an object with an unreadable block is moved without it; reading that block fails, before and after', async (t) => {
+  const lab = await Lab.open();
+  lab.write(1, { length: 1 * MiB });
+  lab.checkpoint();
+  const page = 200;
+  lab.disk.unreadable.add(`data-20:${page}`);
+  let code: string | null = null;
+  lab.store.read(5, 1, 20, page * BLOCK_BYTES, BLOCK_BYTES, (error) => {
+    code = error instanceof StorageError ? error.code : null;
+  });
+  t.is(code, 'IO');
+  lab.write(2, { length: 512 * KiB });
+  lab.clock.settle();
+  t.is(lab.fatal, null);
+  await lab.crash('kill');
+  await expectStamps(t, lab.store, 5, 1, 20, [...new Array(128).fill(2), ...new Array(72).fill(1)]);
+  await expectStamps(t, lab.store, 5, 1, 20, new Array(55).fill(1), (page + 1) * BLOCK_BYTES);
+  const rotten = await read(lab.store, 5, 1, 20, page * BLOCK_BYTES, BLOCK_BYTES);
+  t.not(firstMismatch(rotten.payload!, rotten.checks, 5, 1, page * BLOCK_BYTES), -1);
 });
 
 test('when writers outrun the checkpoint, done waits for it; when the log is full, the write does', async (t) => {

@@ -7,7 +7,7 @@
 //
 // A direct write is made before its record: if the record is lost, nothing refers to what was written.
 
-import { firstMismatch, NO_DATA } from '../../proto/checksum.ts';
+import { NO_DATA } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import {
   type Epoch,
@@ -19,10 +19,11 @@ import {
   versionName,
 } from '../../proto/ids.ts';
 import { BLOCK_BYTES, BLOCK_SHIFT } from '../../proto/limits.ts';
-import { type Clock, DiskError } from '../../proto/ports.ts';
+import type { Clock } from '../../proto/ports.ts';
 import { checkEntry, checkOrder, checkRecovered, invalidExtent, invalidSuccessor } from './check.ts';
 import type { Checkpointer } from './checkpoint.ts';
 import type { Content } from './content.ts';
+import { DirectWriter } from './direct-writer.ts';
 import { DIRECT_BYTES_MIN, IN_LOG_SEGMENT_SHARE } from './limits.ts';
 import type { StoreLog } from './log.ts';
 import { metaCopyBytes } from './meta.ts';
@@ -38,7 +39,6 @@ import {
   recordBytes,
   recordOfEntry,
 } from './record.ts';
-import { ROTTEN } from './redo.ts';
 import type { Slot } from './slots.ts';
 import {
   type Done,
@@ -61,6 +61,7 @@ export class DiskStore implements Store {
   private readonly log: StoreLog;
   private readonly checkpointer: Checkpointer;
   private readonly reader: Reader;
+  private readonly direct: DirectWriter;
   private readonly clock: Clock;
   private readonly closeFiles: () => void;
   private readonly inLogMax: number;
@@ -74,6 +75,7 @@ export class DiskStore implements Store {
     this.clock = clock;
     this.closeFiles = closeFiles;
     this.reader = new Reader(content, log, clock);
+    this.direct = new DirectWriter(content, log, this.reader);
     this.inLogMax = log.geometry.segmentBytes / IN_LOG_SEGMENT_SHARE;
   }
 
@@ -188,7 +190,7 @@ export class DiskStore implements Store {
     // Making room may run a checkpoint, so it comes before any decision about slots.
     this.log.ensureRoom(recordBytes(objectBytes >> BLOCK_SHIFT), inLog ? payload.length : 0);
     if (object === undefined) {
-      const slot = content.slots.of(record.order).candidate();
+      const slot = this.direct.filesOf(record.order).candidate();
       this.demand(this.newGround(slot, record.firstBlock, record.blocks) + this.newMeta(slot), reserve);
       record.slot = slot.number;
       record.flags = Flag.FRESH;
@@ -213,6 +215,11 @@ export class DiskStore implements Store {
     throw space.fullError(bytes);
   }
 
+  private writeDirect(slot: Slot, payload: Buffer, checks: Buffer): void {
+    this.direct.write(slot, this.record.firstBlock, payload, checks);
+    this.record.flags |= Flag.DIRECT;
+  }
+
   private newGround(slot: Slot, first: number, count: number): number {
     return (count - slot.groundCount(first, count)) * BLOCK_BYTES;
   }
@@ -226,77 +233,17 @@ export class DiskStore implements Store {
     return this.content.space.allows(this.newGround(slot, 0, object.blocks) + this.newMeta(slot), reserve);
   }
 
-  /** Writes the blocks that hold data to their place in the slot; the record says that they are there. */
-  private writeDirect(slot: Slot, payload: Buffer, checks: Buffer): void {
-    const { record } = this;
-    record.flags |= Flag.DIRECT;
-    for (let i = 0; i < record.blocks; ) {
-      let end = i;
-      while (end < record.blocks && checks.readUInt32LE(end * 4) !== NO_DATA) end++;
-      if (end > i) this.writeData(slot, record.firstBlock + i, payload.subarray(i * BLOCK_BYTES, end * BLOCK_BYTES));
-      i = end + 1;
-    }
-  }
-
-  private writeData(slot: Slot, block: number, bytes: Buffer): void {
-    const { data } = slot.file;
-    try {
-      data.write([bytes], slot.placeOf(block));
-    } catch (error) {
-      if (!(error instanceof DiskError && error.code === 'NO_SPACE')) throw this.log.fail(error as Error);
-      this.content.space.refresh();
-      throw this.content.space.fullError(bytes.length);
-    }
-    this.log.wrote(data);
-  }
-
-  /** Writes the whole object to a fresh slot: the payload, and what it does not cover from where it is now. */
+  /** The whole object goes to a fresh slot: the payload, and what it does not cover from where it is now. */
   private move(object: StoredObject, payload: Buffer, checks: Buffer, reserve: boolean, done: Done): void {
     const { record } = this;
     const slot = object.slot.file.candidate();
     this.demand(this.newGround(slot, 0, object.blocks) + this.newMeta(slot), reserve);
-    const first = record.firstBlock;
-    const end = first + record.blocks;
-    const all = Buffer.from(object.checks);
-    checks.copy(all, first * 4);
-    const covered = (block: number): boolean => block >= first && block < end;
-    for (let block = 0; block < object.blocks; ) {
-      let stop = block + 1;
-      if (covered(block) || all.readUInt32LE(block * 4) === NO_DATA) {
-        block++;
-        continue;
-      }
-      while (stop < object.blocks && !covered(stop) && all.readUInt32LE(stop * 4) !== NO_DATA) stop++;
-      this.moveRun(object, slot, block, stop, all);
-      block = stop;
-    }
+    const all = this.direct.writeMoved(object, slot, record.firstBlock, payload, checks);
     record.slot = slot.number;
-    this.writeDirect(slot, payload, checks);
     record.flags = Flag.FRESH | Flag.DIRECT;
     record.firstBlock = 0;
     record.blocks = object.blocks;
     this.addRecord(all, null, done);
-  }
-
-  /** Copies blocks to the new slot. One that fails its checksum must go on failing it, but not look like a torn write. */
-  private moveRun(object: StoredObject, slot: Slot, first: number, end: number, all: Buffer): void {
-    const offset = first * BLOCK_BYTES;
-    const bytes = this.reader.readBlocks(object, first, end - first);
-    const sums = all.subarray(first * 4, end * 4);
-    for (let from = 0; from < end - first; ) {
-      const place = offset + from * BLOCK_BYTES;
-      const bad = firstMismatch(
-        bytes.subarray(from * BLOCK_BYTES),
-        sums.subarray(from * 4),
-        object.image,
-        object.object,
-        place,
-      );
-      if (bad < 0) break;
-      sums.writeUInt32LE(ROTTEN, (from + bad) * 4);
-      from += bad + 1;
-    }
-    this.writeData(slot, first, bytes);
   }
 
   /** Puts the record in the log and applies it. */

@@ -86,6 +86,8 @@ export class FaultDisk implements Disk {
   private usedPages = 0;
   /** Called at each blocking read: lets a test make time go by. */
   onRead: (() => void) | null = null;
+  /** Pages that can't be read: EIO. */
+  readonly unreadable = new Set<string>();
   /** Turns of the loop that a read off the loop takes. */
   laterTurns: () => number = () => 1;
   dead = false;
@@ -239,7 +241,10 @@ class FaultFile implements DiskFile {
     for (let done = 0; done < bytes; ) {
       const inPage = (position + done) % PAGE_BYTES;
       const part = Math.min(PAGE_BYTES - inPage, bytes - done);
-      const page = this.contents.pages.get(Math.floor((position + done) / PAGE_BYTES)) ?? ZEROS;
+      const number = Math.floor((position + done) / PAGE_BYTES);
+      if (this.disk.unreadable.has(`${this.name}:${number}`))
+        throw new DiskError('IO', `page ${number} of ${this.name}`);
+      const page = this.contents.pages.get(number) ?? ZEROS;
       target.set(page.subarray(inPage, inPage + part), done);
       done += part;
     }
@@ -251,9 +256,24 @@ class FaultFile implements DiskFile {
     const turn = (): void => {
       if (this.disk.dead) return;
       if (--turns > 0) this.clock.soon(turn);
-      else done(null, this.readBytes(target, position));
+      else this.finishRead(target, position, done);
     };
     this.clock.soon(turn);
+  }
+
+  private finishRead(
+    target: Uint8Array,
+    position: number,
+    done: (error: DiskError | null, bytes: number) => void,
+  ): void {
+    let bytes = 0;
+    try {
+      bytes = this.readBytes(target, position);
+    } catch (error) {
+      if (error instanceof DiskError) return done(error, 0);
+      throw error;
+    }
+    done(null, bytes);
   }
 
   /** Page by page: a disk that gets full in the middle has taken what came before. */

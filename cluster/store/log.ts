@@ -29,6 +29,7 @@ export const segmentName = (index: number): string => `log-${String(index).padSt
 
 /** Records of one turn rarely need more; a batch with one larger record gets a table of its own size. */
 const TABLE_BYTES = PAGE_BYTES;
+const NO_PARTS: Uint8Array[] = [];
 /** Always left in the log for the mark that a checkpoint begins with. */
 const MARK_RESERVE_BYTES = 4 * PAGE_BYTES;
 
@@ -59,7 +60,7 @@ export class StoreLog {
   private records = 0;
   private payloadBytes = 0;
   private table = Buffer.alloc(TABLE_BYTES);
-  private parts: Uint8Array[] = [this.table];
+  private parts: Uint8Array[] = NO_PARTS;
   private readonly header: BatchHeader = {
     checksum: 0,
     incarnation: 0,
@@ -225,6 +226,7 @@ export class StoreLog {
     const file = this.segmentAt(this.batchPosition);
     const { parts } = this;
     this.tableBytes = 0;
+    this.parts = NO_PARTS;
     try {
       file.write(parts, this.batchPosition % geometry.segmentBytes);
     } catch (error) {
@@ -244,10 +246,10 @@ export class StoreLog {
   private scheduleTurn(): void {
     if (this.turnScheduled) return;
     this.turnScheduled = true;
-    this.clock.soon(() => this.endTurn());
+    this.clock.soon(this.endTurn);
   }
 
-  private endTurn(): void {
+  private readonly endTurn = (): void => {
     this.turnScheduled = false;
     if (this.dead !== null) return;
     try {
@@ -256,7 +258,7 @@ export class StoreLog {
       return; // fail() has told the owner
     }
     this.runAcks();
-  }
+  };
 
   /** Calls `done` of what is written and not held back. */
   runAcks(): void {

@@ -3,6 +3,7 @@
 // The promise judged: whatever was done is there after the death of the process, whatever was synced after a power cut,
 // and what else is there is a prefix of what was asked: steps 1 to n for some n, each whole, nothing of n + 1.
 
+import { StorageError } from '../../proto/errors.ts';
 import type { Clock, Log, Timer } from '../../proto/ports.ts';
 import { openDiskStore } from './disk-store.ts';
 import type { DiskStore } from './engine.ts';
@@ -220,6 +221,5 @@ function rootOf(error: unknown): unknown {
   return error instanceof Error && error.cause !== undefined ? rootOf(error.cause) : error;
 }
 
-const codeOf = (error: unknown): unknown => (error instanceof Error && 'code' in error ? error.code : null);
-const isNoSpace = (error: unknown): boolean => codeOf(error) === 'NO_SPACE';
+const isNoSpace = (error: unknown): boolean => error instanceof StorageError && error.code === 'NO_SPACE';
 const isDiskError = (error: unknown): boolean => error instanceof Error && error.name === 'DiskError';

@@ -10,7 +10,7 @@
 
 import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
-import type { Disk } from '../../proto/ports.ts';
+import { type Disk, DiskError } from '../../proto/ports.ts';
 import {
   FULL_BELOW_BYTES,
   RESERVE_BYTES_MAX,
@@ -46,9 +46,14 @@ export class Space {
     this.reserveBytes = Math.min(RESERVE_BYTES_MAX, Math.floor(capacity / RESERVE_SHARE));
   }
 
+  /** Asks the file system. Without an answer the old number, less what was spent since, has to do. */
   refresh(): void {
-    this.freeBytes = this.disk.freeBytes();
-    this.spentBytes = 0;
+    try {
+      this.freeBytes = this.disk.freeBytes();
+      this.spentBytes = 0;
+    } catch (error) {
+      if (!(error instanceof DiskError)) throw error;
+    }
   }
 
   /** New space on the disk was used. */
