@@ -380,7 +380,7 @@ export class Daemon {
         if (this.#links.get(id) === lost) this.#links.delete(id);
         if (this.#stopped) return;
         this.log.warn('lost the connection to a daemon', { daemon: id, why: reason });
-        this.#reportFailure(id, entry.bootId, reason);
+        if (lost.inVain) this.#reportFailure(id, entry.bootId, reason);
       },
     );
     this.#links.set(id, link);

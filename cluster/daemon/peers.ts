@@ -32,6 +32,8 @@ export class PeerLink implements ConnectionEvents {
   readonly #connection: Connection;
   readonly #waiting = new Map<number, ReplyHandler>();
   #nextRequest = 1;
+  /** The peer has said something on this connection, or at least since the last check. */
+  #everHeard = false;
   #heard = false;
   #quietChecks = 0;
   #over = false;
@@ -62,6 +64,7 @@ export class PeerLink implements ConnectionEvents {
 
   onFrame(reply: Frame): void {
     this.#heard = true;
+    this.#everHeard = true;
     if (reply.op === Op.HELLO) {
       if (reply.status !== 0) this.#end(`refused: ${reply.meta?.toString('utf8') ?? 'no reason given'}`);
       return;
@@ -75,6 +78,14 @@ export class PeerLink implements ConnectionEvents {
 
   onClose(reason: string): void {
     this.#end(reason);
+  }
+
+  /**
+   * Did it never get through to the peer? The end of a connection that did may be anything: the next attempt will tell.
+   * A process that died is seen by the master at once.
+   */
+  get inVain(): boolean {
+    return !this.#everHeard;
   }
 
   /** Called once per heartbeat. True: the peer owes an answer and has said nothing for too long. */
