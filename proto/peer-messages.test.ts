@@ -38,6 +38,7 @@ const HELLO: Hello = {
   uuid: 'u',
   bootId: 'b',
   toBootId: 't',
+  connection: 3,
 };
 
 test('a log entry is byte for byte what the layout says', (t) => {
@@ -89,9 +90,10 @@ test('a hello decodes to what was encoded; each missing or odd field is refused 
     [{ ...HELLO, bootId: 'x'.repeat(257) }, /bootId of 257/],
     [{ ...HELLO, toBootId: null }, /toBootId/],
     [{ ...HELLO, role: 'master' }, /role/],
-    [{ ...HELLO, id: '3' }, /id or protocol/],
-    [{ ...HELLO, id: 1e300 }, /id or protocol/],
-    [{ ...HELLO, protocol: undefined }, /id or protocol/],
+    [{ ...HELLO, id: '3' }, /without id/],
+    [{ ...HELLO, id: 1e300 }, /without id/],
+    [{ ...HELLO, protocol: undefined }, /without protocol/],
+    [{ ...HELLO, connection: 1.5 }, /without connection/],
   ];
   for (const [hello, why] of odd)
     t.throws(() => decodeHello(Buffer.from(JSON.stringify(hello))), { code: 'INVALID', message: why });

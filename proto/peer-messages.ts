@@ -32,6 +32,8 @@ export interface Hello {
   bootId: string;
   /** Process that the sender means to reach. */
   toBootId: string;
+  /** Grows with every connection that the sender's process opens: an older one that arrives late must not win. */
+  connection: number;
 }
 export const encodeHello = (hello: Hello): Buffer => Buffer.from(JSON.stringify(hello));
 /** Throws INVALID on anything but a hello. */
@@ -52,8 +54,8 @@ export function decodeHello(meta: Buffer | null): Hello {
   }
   if (fields.role !== 'client' && fields.role !== 'daemon')
     throw new StorageError('INVALID', 'hello with an unknown role');
-  if (!Number.isSafeInteger(fields.id) || !Number.isSafeInteger(fields.protocol))
-    throw new StorageError('INVALID', 'hello without id or protocol');
+  for (const name of ['id', 'protocol', 'connection'])
+    if (!Number.isSafeInteger(fields[name])) throw new StorageError('INVALID', `hello without ${name}`);
   return fields as unknown as Hello;
 }
 

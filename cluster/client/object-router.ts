@@ -40,6 +40,8 @@ export class ObjectRouter {
   #admitted = 0;
   #admittedBytes = 0;
   #nextSeq = 1;
+  /** Connections opened so far. */
+  #connections = 0;
   #check: Timer | null = null;
   #stopped = false;
 
@@ -167,6 +169,7 @@ export class ObjectRouter {
       uuid: this.#clientId,
       bootId: this.#clientId,
       toBootId: entry.bootId,
+      connection: ++this.#connections,
     };
     const link = new DaemonLink(this.#network, entry, entry.host === this.#host, hello, (lost, reason) => {
       if (this.#links.get(id) === lost) this.#links.delete(id);

@@ -91,6 +91,8 @@ export class Daemon {
   readonly #inbounds: Inbounds;
   readonly #pgs = new Map<PgId, Pg>();
   readonly #links = new Map<DaemonId, PeerLink>();
+  /** Connections to other daemons opened so far. */
+  #connections = 0;
   #waitingForMap: { request: Request; from: Inbound }[] = [];
   #waitingBytes = 0;
   #listeners: Listener[] = [];
@@ -397,6 +399,7 @@ export class Daemon {
       uuid,
       bootId,
       toBootId: entry.bootId,
+      connection: ++this.#connections,
     };
   }
 

@@ -1,7 +1,8 @@
 // Connections that others open to this daemon: they must say hello first, to the right process of the right cluster.
 //
 // One connection per sender: when a client session or a daemon connects again, its older connection is closed and what
-// is still in it is never read, so that a delayed old request can't land behind a newer one.
+// is still in it is never read, so that a delayed old request can't land behind a newer one. An older connection whose
+// hello itself was delayed, perhaps until after its sender gave it up and used another, is told by its number and refused.
 
 import { StorageError, wireStatus } from '../../proto/errors.ts';
 import { Flag, type Frame, Op, replyTo } from '../../proto/frame.ts';
@@ -12,11 +13,17 @@ import type { Daemon } from './daemon.ts';
 
 /** Connections that have not said hello yet; when there are more, the oldest goes: an honest one says it at once. */
 const STRANGERS_MAX = 100;
+/** Senders whose newest connection is remembered: more than were ever connected while one frame was on its way. */
+const REMEMBERED_MAX = 10_000;
+
+const nameOf = (hello: Hello): string => `${hello.role} ${hello.id}`;
 
 export class Inbounds {
   readonly #daemon: Daemon;
   readonly #strangers = new Set<Inbound>();
   readonly #known = new Map<string, Inbound>();
+  /** The newest connection of each sender, open or not, least recently opened first. */
+  readonly #newest = new Map<string, { readonly bootId: string; readonly connection: number }>();
 
   constructor(daemon: Daemon) {
     this.#daemon = daemon;
@@ -32,15 +39,29 @@ export class Inbounds {
 
   introduced(inbound: Inbound, hello: Hello): void {
     this.#strangers.delete(inbound);
-    const name = `${hello.role} ${hello.id}`;
+    const name = nameOf(hello);
+    this.#newest.delete(name);
+    this.#newest.set(name, { bootId: hello.bootId, connection: hello.connection });
+    if (this.#newest.size > REMEMBERED_MAX)
+      for (const oldest of this.#newest.keys()) {
+        this.#newest.delete(oldest);
+        break;
+      }
     this.#known.get(name)?.close('the same peer has connected again');
     this.#known.set(name, inbound);
+  }
+
+  /** Why this hello comes too late, or null. */
+  outdated(hello: Hello): string | null {
+    const newest = this.#newest.get(nameOf(hello));
+    if (newest === undefined || newest.bootId !== hello.bootId || newest.connection < hello.connection) return null;
+    return 'a newer connection of the same process was here before';
   }
 
   gone(inbound: Inbound): void {
     this.#strangers.delete(inbound);
     if (inbound.hello === null) return;
-    const name = `${inbound.hello.role} ${inbound.hello.id}`;
+    const name = nameOf(inbound.hello);
     if (this.#known.get(name) === inbound) this.#known.delete(name);
   }
 
@@ -104,7 +125,7 @@ export class Inbound implements ConnectionEvents {
       else if (hello.clusterId !== identity.clusterId)
         why = `cluster ${hello.clusterId}, this daemon belongs to ${identity.clusterId}`;
       else if (hello.toBootId !== identity.bootId) why = 'this process is not the one you look for';
-      else why = this.#impostor(hello);
+      else why = this.#impostor(hello) ?? this.#inbounds.outdated(hello);
     } catch (error) {
       if (!(error instanceof StorageError)) throw error;
       why = error.message;
@@ -126,6 +147,7 @@ export class Inbound implements ConnectionEvents {
       uuid: identity.uuid,
       bootId: identity.bootId,
       toBootId: this.hello.bootId,
+      connection: 0,
     });
     this.#connection.send(reply);
   }
