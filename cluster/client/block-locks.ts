@@ -47,6 +47,12 @@ export class BlockLocks {
     }
   }
 
+  /** Does anybody hold a part of this range now? */
+  isHeld(key: ObjectKey, start: number, end: number): boolean {
+    const same = this.#holders.get(key);
+    return same?.some((holder) => holder.begun && holder.start < end && holder.end > start) ?? false;
+  }
+
   /** No earlier one overlaps it. */
   #isFirst(same: LockHolder[], index: number): boolean {
     const { start, end } = same[index]!;

@@ -64,7 +64,7 @@ export class Mutation implements LockHolder, OpOwner {
   onOpDone(op: ObjectOp, error: StorageError | null): void {
     if (this.#edges !== null) {
       this.#error ??= error;
-      if (error === null) this.#image.restore(op);
+      if (error === null) this.#image.layOver(op);
       if (--this.#edgesLeft > 0) return;
       if (this.#error !== null) return this.#finish(this.#error);
       this.#layOver(this.#edges);

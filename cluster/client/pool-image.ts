@@ -16,6 +16,7 @@ import { extentsOf, type ObjectExtent } from '../../proto/striping.ts';
 import { BlockLocks } from './block-locks.ts';
 import { type FlushedImage, Flusher } from './flusher.ts';
 import type { Done, Image, ReadDone, StatusDone } from './image.ts';
+import { LockedRead, type ReadTaker } from './locked-read.ts';
 import { Mutation, type MutationOwner } from './mutation.ts';
 import { ObjectOp, type OpOwner } from './object-op.ts';
 import type { ObjectRouter } from './object-router.ts';
@@ -147,9 +148,27 @@ export class PoolImage implements Image, FlushedImage {
 
   /**
    * Lays acked changes over what a READ brought, where the interval that acked them is over: if all its members lost
-   * power, they are gone there until the next flush writes them again.
+   * power, they are gone there until the next flush writes them again. False: a change of the same blocks is in flight,
+   * and `taker` gets the bytes once that is over.
    */
-  restore(op: ObjectOp): void {
+  restore(op: ObjectOp, taker: ReadTaker): boolean {
+    if (!this.#mayBeStale) return true;
+    const end = op.offset + op.length;
+    if (this.#stalePieces(op, op.offset, end).length === 0) return true;
+    if (this.#locks.isHeld(objectKey(op.image, op.object), op.offset, end)) {
+      this.#locks.acquire(new LockedRead(this, op, taker));
+      return false;
+    }
+    this.layOver(op);
+    return true;
+  }
+
+  lockedReadDone(read: LockedRead): void {
+    this.#locks.release(read);
+  }
+
+  /** The same, for a READ that holds the lock of its blocks. */
+  layOver(op: ObjectOp): void {
     for (const { change, start, end } of this.#stalePieces(op, op.offset, op.offset + op.length)) {
       op.payload ??= Buffer.alloc(op.length);
       if (change.payload === null) op.payload.fill(0, start - op.offset, end - op.offset);

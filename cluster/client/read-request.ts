@@ -5,13 +5,14 @@ import { Op } from '../../proto/frame.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
 import type { ObjectExtent } from '../../proto/striping.ts';
 import type { ReadDone } from './image.ts';
+import type { ReadTaker } from './locked-read.ts';
 import type { ObjectOp, OpOwner } from './object-op.ts';
 import type { PoolImage } from './pool-image.ts';
 
 /** What stands for holes; sent in pieces of at most this size. */
 const ZEROS = Buffer.alloc(1024 * 1024);
 
-export class ReadRequest implements OpOwner {
+export class ReadRequest implements OpOwner, ReadTaker {
   readonly #image: PoolImage;
   readonly #extents: ObjectExtent[];
   readonly #done: ReadDone;
@@ -37,8 +38,11 @@ export class ReadRequest implements OpOwner {
   }
 
   onOpDone(op: ObjectOp, error: StorageError | null): void {
+    if (error !== null || this.#image.restore(op, this)) this.take(op, error);
+  }
+
+  take(op: ObjectOp, error: StorageError | null): void {
     this.#error ??= error;
-    if (error === null) this.#image.restore(op);
     this.#found[op.at] = op.payload;
     if (--this.#left > 0) return;
     if (this.#error !== null) return this.#done(this.#error, null);
