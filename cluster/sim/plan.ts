@@ -130,6 +130,7 @@ function networkOf(random: SimRandom): NetworkFaults {
     clogChance: rate(0.3, 0.01),
     clogMaxMs: random.pick([200, 5_000]),
     lossChance: rate(0.3, 0.002),
+    silenceMeanMs: random.pick([3_000, 15_000]),
     resetChance: rate(0.3, 0.002),
     flipChance: rate(0.3, 0.005),
   };

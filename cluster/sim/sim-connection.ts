@@ -271,7 +271,10 @@ class Pipe {
     const { network } = this.connection;
     const { random, scheduler } = network;
     scheduler.probe('silence');
-    this.#silentUntil = Math.max(this.#silentUntil, scheduler.now + 200 + random.exponential(3_000));
+    this.#silentUntil = Math.max(
+      this.#silentUntil,
+      scheduler.now + 200 + random.exponential(network.faults.silenceMeanMs),
+    );
     scheduler.schedule(this.#silentUntil, null, 'silence ends', 0, () => {
       if (network.faults.lossChance > 0 && random.chance(0.5) && (this.source?.open || this.target?.open))
         this.connection.reset('after silence');

@@ -28,8 +28,9 @@ export interface NetworkFaults {
   /** The direction stalls for up to clogMaxMs, then goes on. */
   clogChance: number;
   clogMaxMs: number;
-  /** The direction goes silent for seconds; then it comes back or the connection is reset. */
+  /** The direction goes silent for about silenceMeanMs; then it comes back or the connection is reset. */
   lossChance: number;
+  silenceMeanMs: number;
   /** The connection is reset: all in flight is gone. */
   resetChance: number;
   /** One bit of the frame flips. */
@@ -43,6 +44,7 @@ export const CALM_NETWORK: Readonly<NetworkFaults> = Object.freeze({
   clogChance: 0,
   clogMaxMs: 0,
   lossChance: 0,
+  silenceMeanMs: 3_000,
   resetChance: 0,
   flipChance: 0,
 });

@@ -5,6 +5,7 @@
 import test from 'ava';
 import type { Plan } from './plan.ts';
 import { describeFailure, runSeed } from './run-seed.ts';
+import { CALM_NETWORK } from './sim-network.ts';
 
 const SEEDS = Number(process.env.ASHLAR_SEEDS ?? 100);
 const FIRST = Number(process.env.ASHLAR_SEED ?? 1);
@@ -50,6 +51,22 @@ test('another seed is another run', async (t) => {
   t.not((await runSeed(1)).digest, (await runSeed(2)).digest);
 });
 
+/** One hot PG, and directions that go silent for longer than anybody waits. */
+const MUTE_CONNECTIONS: Partial<Plan> = {
+  faults: ['reset connections'],
+  faultEveryMs: 700,
+  depth: 16,
+  operations: 3_000,
+  durationMs: 60_000,
+  imageBytes: 65_536,
+  largestBytes: 4_096,
+  grainBytes: 4_096,
+  pgCount: 1,
+  observer: false,
+  layout: { order: 16, stripeUnit: 65_536, stripeCount: 1 },
+  network: { ...CALM_NETWORK, delayMeanMs: 1, lossChance: 0.03, silenceMeanMs: 15_000 },
+};
+
 /** Runs that once found something wrong, with what it was. */
 const STORIES: [title: string, seed: number, store: Plan['store'], plan: Partial<Plan>][] = [
   [
@@ -69,6 +86,18 @@ const STORIES: [title: string, seed: number, store: Plan['store'], plan: Partial
     112,
     'disk',
     {},
+  ],
+  [
+    "a mute connection's hello comes after its client has used another, and its old write does not land on a newer one",
+    368,
+    'memory',
+    MUTE_CONNECTIONS,
+  ],
+  [
+    'a read does not go back behind a change in flight while acked changes of an ended interval are laid over it',
+    1006,
+    'memory',
+    MUTE_CONNECTIONS,
   ],
 ];
 for (const [title, seed, store, plan] of STORIES)
