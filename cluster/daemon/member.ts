@@ -117,6 +117,8 @@ export class Members {
     const { store } = this.#daemon;
     const { pg, since } = request.frame;
     const { mode, version, complete, entries } = decodeActivation<LogEntry>(pg, request.frame.meta);
+    // Should it fail half way, no entry of the activation before may be taken any more: the primary peers anew.
+    this.#active.delete(pg);
     // Incomplete first: if the power goes in the middle, what follows must not look like a whole copy.
     if (!complete) store.setPg(pg, store.pgInfo(pg).les, false);
     if (mode === 'reset') store.resetLog(pg, version);
