@@ -94,6 +94,8 @@ export interface Frame {
   pgSeq: number;
   meta: Buffer | null;
   payload: Buffer | null;
+  /** Not on the wire: nobody needs the payload once it is sent (buffer-pool.ts). */
+  givePayload: boolean;
 }
 
 /** A frame with every field at its zero, for the caller to fill: one shape for all, so the engine keeps it fast. */
@@ -117,6 +119,7 @@ export function newFrame(op: Op): Frame {
     pgSeq: 0,
     meta: null,
     payload: null,
+    givePayload: false,
   };
 }
 
@@ -201,6 +204,7 @@ export function decodeFrame(from: Buffer, at: number, meta: Buffer | null, paylo
     pgSeq: readU64(from, at + 64),
     meta,
     payload,
+    givePayload: false,
   };
 }
 

@@ -68,6 +68,7 @@ const ADAPTERS: Record<string, string> = {
   'cluster/master/main.ts': 'the process: argv, signals, the gRPC server, the SQLite file',
   'cluster/daemon/main.ts': 'the process: argv, signals, sockets, the directory',
   'cluster/master/server.ts': 'the core, its store and gRPC put together: what the process and the tests start',
+  'gateway/nbd/socket-wire.ts': 'a session on a socket: takes over the connections that the server accepted',
   'cluster/sim/main.ts': 'the command line of the simulation, which tells real time',
   'cluster/sim/scheduler.ts': "gives Node's loop a turn between batches of events, to learn of unhandled rejections",
   'cluster/sim/tripwire.ts': 'names the forbidden functions in order to replace them',

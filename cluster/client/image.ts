@@ -10,7 +10,10 @@ import type { StorageError } from '../../proto/errors.ts';
 import type { ImageEntry } from '../../proto/map.ts';
 
 export type Done = (error: StorageError | null) => void;
-/** The bytes asked for, in order, in one or more parts to be sent as they are. Not to be changed; not to be kept long. */
+/**
+ * The bytes asked for, in order, in one or more parts to be sent as they are. Not to be changed; not to be kept long. Who
+ * is done with a part may give it to payloadPool (proto/buffer-pool.ts).
+ */
 export type ReadDone = (error: StorageError | null, parts: Buffer[] | null) => void;
 /** Runs that cover the range asked for, in order, neighbours differing in `data`. Without data: reads as zeros. */
 export type StatusDone = (error: StorageError | null, runs: { length: number; data: boolean }[] | null) => void;
@@ -22,7 +25,11 @@ export interface Image {
   readonly readOnly: boolean;
 
   read(offset: number, length: number, done: ReadDone): void;
-  /** @param data the caller must not change it, ever: it is kept until it is flushed. @param fua durable before done */
+  /**
+   * @param data the caller must not look at it again: it is kept until it is flushed, and then goes back to payloadPool
+   * if it came from there
+   * @param fua durable before done
+   */
   write(offset: number, data: Buffer, fua: boolean, done: Done): void;
   /** The range reads as zeros afterwards and takes no space. */
   zero(offset: number, length: number, fua: boolean, done: Done): void;

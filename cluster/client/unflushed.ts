@@ -6,6 +6,7 @@
 // the parts that newer changes have covered since, so that a replay never brings back old bytes. Until then they are
 // laid over what reads find, so that nobody sees an acked change vanish and come back.
 
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import type { Epoch, ObjectKey, PgId } from '../../proto/ids.ts';
 import type { StorageMap } from '../../proto/map.ts';
 
@@ -51,7 +52,13 @@ export class Unflushed {
 
   /** The oldest `count` changes are on stable storage. */
   drop(count: number): void {
-    for (let i = 0; i < count; i++) this.#bytes -= bytesOf(this.#changes[i]!);
+    for (let i = 0; i < count; i++) {
+      const change = this.#changes[i]!;
+      this.#bytes -= bytesOf(change);
+      // Only memory that is all this change's: other parts of a request may be kept longer.
+      const { payload } = change;
+      if (payload !== null && payload.length === payload.buffer.byteLength) payloadPool.give(payload);
+    }
     this.#changes = this.#changes.slice(count);
   }
 

@@ -6,7 +6,7 @@ import { StorageError } from '../../proto/errors.ts';
 import { openDiskStore } from '../store/disk-store.ts';
 import { LOG_BYTES_DEFAULT } from '../store/limits.ts';
 import type { Store } from '../store/store.ts';
-import { openClock } from '../world/clock.ts';
+import { openClock, openRandom } from '../world/clock.ts';
 import { lockDirectory } from '../world/directory-lock.ts';
 import { openDirectory } from '../world/disk.ts';
 import { openControlLink } from '../world/grpc-link.ts';
@@ -45,6 +45,7 @@ async function start({ log, fail }: Life): Promise<Running> {
     clock,
     log,
     logBytes: options.logSize,
+    random: openRandom(),
     onFatal: (error) => fail('the disk failed: this daemon stops, its peers go on', error),
   });
   let newestEpoch = readNewestEpoch(disk);

@@ -4,6 +4,7 @@
 // interval's primary, and (for entries) the member activated in it, the sequence without a gap. Everything else is
 // STALE, and the primary starts over.
 
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { firstMismatch } from '../../proto/checksum.ts';
 import { type ErrorCode, StorageError, wireStatus } from '../../proto/errors.ts';
 import { Flag, type Frame, Op, replyTo } from '../../proto/frame.ts';
@@ -91,6 +92,7 @@ export class Members {
     };
     this.#daemon.store.append(entry, frame.payload, frame.meta, true, (error) => {
       if (error !== null) return;
+      payloadPool.give(frame.payload);
       if ((frame.flags & Flag.FUA) === 0) this.#answer(request, 'OK');
       else this.#daemon.store.sync((failed) => failed === null && this.#answer(request, 'OK'));
     });
@@ -140,7 +142,9 @@ export class Members {
     const { store } = this.#daemon;
     if (this.#activated(frame) === null) return this.#answer(request, 'STALE');
     const done = (error: Error | null): void => {
-      if (error === null) this.#answer(request, 'OK');
+      if (error !== null) return;
+      payloadPool.give(frame.payload);
+      this.#answer(request, 'OK');
     };
     const last = (frame.flags & Flag.LAST) !== 0;
     // A push without a version is the removal of an object that the primary does not have.

@@ -9,6 +9,7 @@
 //
 // Entries commit in order: members apply them in order, and each connection keeps the order.
 
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { firstMismatch } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op, replyTo } from '../../proto/frame.ts';
@@ -117,6 +118,7 @@ export class Serving {
         else {
           reply.meta = checks;
           reply.payload = payload;
+          reply.givePayload = true;
         }
         request.from.send(reply);
       },
@@ -219,7 +221,11 @@ export class Serving {
     const same = this.#busy.get(write.key)!;
     if (same.length === 1) this.#busy.delete(write.key);
     else same.splice(same.indexOf(write), 1);
-    if (write.request !== null) this.#acknowledge(write.request);
+    if (write.request !== null) {
+      this.#acknowledge(write.request);
+      // Logged here, and taken in by every other member.
+      payloadPool.give(write.request.frame.payload);
+    }
     if (write.readers !== null) for (const reader of write.readers) this.handle(reader);
   }
 

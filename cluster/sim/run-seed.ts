@@ -1,5 +1,6 @@
 // One seed from beginning to end: plan, cluster, workload under faults, healing, audit; and what came of it.
 
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import type { ErrorCode } from '../../proto/errors.ts';
 import { audit } from './audit.ts';
 import { ClusterSim, type Hooks } from './cluster-sim.ts';
@@ -42,6 +43,7 @@ const ACKED_LEAST = 100;
 export type VisibleCode = Extract<ErrorCode, 'FENCED' | 'NO_SPACE' | 'IO' | 'INVALID' | 'READ_ONLY' | 'UNAVAILABLE'>;
 
 export async function runSeed(seed: number, options: RunOptions = {}): Promise<Outcome> {
+  payloadPool.poison = true;
   const random = new SimRandom(seed);
   const plan: Plan = {
     ...planOf(seed, random.fork('plan'), options.stores ?? ['memory', 'disk', 'disk']),

@@ -5,6 +5,7 @@
 // Reading one back gives the operation's number, "zeros", or an error for anything else: torn, misplaced, damaged.
 
 import assert from 'node:assert/strict';
+import { payloadPool } from '../../proto/buffer-pool.ts';
 
 export const SECTOR_BYTES = 512;
 const STAMP_BYTES = 16;
@@ -12,7 +13,7 @@ const STAMP_BYTES = 16;
 /** Content of sectors [first, first + count) as operation `operation` writes them. */
 export function stampSectors(operation: number, first: number, count: number, salt: number): Buffer {
   assert(operation > 0);
-  const bytes = Buffer.allocUnsafe(count * SECTOR_BYTES);
+  const bytes = payloadPool.take(count * SECTOR_BYTES);
   const stamp = Buffer.allocUnsafe(STAMP_BYTES);
   for (let i = 0; i < count; i++) {
     stamp.writeUInt32LE(operation, 0);

@@ -6,6 +6,7 @@
 // A read in the pool races with writers and checkpoints; it compares the object's stamp afterwards and begins anew if the
 // object changed. No hashing here: the client checks what it gets.
 
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES, BLOCK_SHIFT } from '../../proto/limits.ts';
 import type { Clock, DiskFile } from '../../proto/ports.ts';
@@ -46,7 +47,7 @@ export class Reader {
     const checks = Buffer.allocUnsafe(blocks * 4);
     object.checks.copy(checks, 0, first * 4, (first + blocks) * 4);
     if (isZero(checks)) return done(null, checks, null);
-    const payload = Buffer.allocUnsafe(blocks * BLOCK_BYTES);
+    const payload = payloadPool.take(blocks * BLOCK_BYTES);
     try {
       if (this.clock.now() < this.coldUntil && retries <= READ_RETRIES_MAX)
         return this.readLater(object, first, payload, checks, retries, done);

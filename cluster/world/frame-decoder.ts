@@ -6,6 +6,7 @@
 // assembled: its header in a small buffer of the decoder's, meta and payload in one buffer of their exact size, each
 // byte copied once, or not at all when the stream is read straight into target(). What is not a frame ends the stream: there is no way to find the next frame's start.
 
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { hashBytes } from '../../proto/checksum.ts';
 import {
   decodeFrame,
@@ -101,7 +102,7 @@ export class FrameDecoder {
         if (this.#headerFill < HEADER_BYTES) return null;
         const why = invalidHeader(this.#header, 0);
         if (why !== null) return why;
-        this.#body = Buffer.allocUnsafeSlow(metaBytesAt(this.#header, 0) + payloadBytesAt(this.#header, 0));
+        this.#body = payloadPool.take(metaBytesAt(this.#header, 0) + payloadBytesAt(this.#header, 0));
         this.#bodyFill = 0;
       }
       const take = Math.min(this.#body.length - this.#bodyFill, chunk.length - at);

@@ -9,6 +9,7 @@
 
 import { existsSync, unlinkSync } from 'node:fs';
 import { type AddressInfo, createServer, Socket, connect as socketConnect } from 'node:net';
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { encodeHeader, type Frame, HEADER_BYTES } from '../../proto/frame.ts';
 import { FRAME_PAYLOAD_MAX } from '../../proto/limits.ts';
@@ -222,8 +223,10 @@ class SocketConnection implements Connection {
     const slab = copied <= SLAB_BYTES;
     const buffer = slab ? (slabs.pop() ?? Buffer.allocUnsafeSlow(SLAB_BYTES)) : Buffer.allocUnsafeSlow(copied);
     // Called when all of it is sent, or can't be: writes of one socket end in order.
+    const given: Buffer[] = [];
     const sent = (): void => {
       if (slab && slabs.length < SLABS_KEPT) slabs.push(buffer);
+      for (const payload of given) payloadPool.give(payload);
     };
     let at = 0;
     let start = 0;
@@ -234,10 +237,14 @@ class SocketConnection implements Connection {
       at += HEADER_BYTES;
       if (frame.meta !== null) at += frame.meta.copy(buffer, at);
       if (frame.payload === null) continue;
-      if (frame.payload.length <= COPY_BYTES_MAX) at += frame.payload.copy(buffer, at);
-      else {
+      if (frame.payload.length <= COPY_BYTES_MAX) {
+        at += frame.payload.copy(buffer, at);
+        if (frame.givePayload) payloadPool.give(frame.payload);
+      } else {
         this.#socket.write(buffer.subarray(start, at));
-        this.#socket.write(frame.payload, i === frames.length - 1 ? sent : undefined);
+        const { payload } = frame;
+        if (frame.givePayload) given.push(payload);
+        this.#socket.write(payload, i === frames.length - 1 ? sent : undefined);
         start = at;
       }
     }

@@ -42,6 +42,7 @@ const NO_BYTES = Buffer.alloc(0);
 export class RequestDecoder {
   readonly rules: RequestRules;
   readonly #sink: RequestSink;
+  readonly #allocate: (bytes: number) => Buffer;
   readonly #header: RequestHeader = {
     flags: 0,
     command: 0,
@@ -62,7 +63,9 @@ export class RequestDecoder {
   /** The last push() handed out payloads that are views of its chunk. */
   tookViews = false;
 
-  constructor(sink: RequestSink, rules: RequestRules) {
+  /** @param allocate gives memory for a payload that chunks have cut, not filled; the sink's to keep */
+  constructor(sink: RequestSink, rules: RequestRules, allocate: (bytes: number) => Buffer = Buffer.allocUnsafeSlow) {
+    this.#allocate = allocate;
     this.#sink = sink;
     this.rules = rules;
   }
@@ -171,7 +174,7 @@ export class RequestDecoder {
       }
       return at + lengthBytes;
     }
-    this.#payload = Buffer.allocUnsafeSlow(lengthBytes);
+    this.#payload = this.#allocate(lengthBytes);
     this.#payloadBytes = 0;
     this.#state = State.PAYLOAD;
     return at;

@@ -7,6 +7,7 @@
 // parts are sent from where they are. A slab goes back to the pool when the socket has taken its bytes, so that at
 // a steady load nothing is allocated.
 
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { COPY_BYTES_MAX, SLAB_BYTES, SLABS_KEPT } from './limits.ts';
 
 /** Where a session's bytes go: a socket, or a test. */
@@ -43,6 +44,8 @@ export class SlabPool {
 /** What one write took along, and what is to be given back after it. Used again and again. */
 interface Batch {
   readonly buffers: Buffer[];
+  /** Those of the buffers that are parts of data as they were handed in. */
+  readonly parts: Buffer[];
   readonly slabs: Buffer[];
   bytes: number;
   readonly sent: () => void;
@@ -88,16 +91,18 @@ export class Outbox {
     this.#at = to;
   }
 
-  /** Data behind what has been written so far. Not to be changed until it is sent. */
+  /** Data behind what has been written so far. Not to be changed; its memory goes back to the pool when it is sent. */
   append(part: Buffer): void {
     if (part.length <= COPY_BYTES_MAX) {
       const slab = this.room(part.length);
       slab.set(part, this.#at);
       this.#at += part.length;
+      payloadPool.give(part);
       return;
     }
     this.#cut();
     this.#batch.buffers.push(part);
+    this.#batch.parts.push(part);
     this.#batch.bytes += part.length;
   }
 
@@ -123,12 +128,15 @@ export class Outbox {
   #newBatch(): Batch {
     const batch: Batch = {
       buffers: [],
+      parts: [],
       slabs: [],
       bytes: 0,
       sent: () => {
         for (const slab of batch.slabs) this.#pool.give(slab);
+        for (const part of batch.parts) payloadPool.give(part);
         this.unsentBytes -= batch.bytes;
         batch.buffers.length = 0;
+        batch.parts.length = 0;
         batch.slabs.length = 0;
         batch.bytes = 0;
         this.#spare.push(batch);

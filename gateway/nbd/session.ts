@@ -11,6 +11,7 @@
 // clock.soon().
 
 import type { Image } from '../../cluster/client/image.ts';
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { StorageError } from '../../proto/errors.ts';
 import type { Clock, Log } from '../../proto/ports.ts';
 import {
@@ -206,7 +207,7 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
 
   established(negotiated: Negotiated): void {
     this.#structuredReplies = negotiated.structuredReplies;
-    this.#decoder = new RequestDecoder(this, rulesOf(negotiated));
+    this.#decoder = new RequestDecoder(this, rulesOf(negotiated), (bytes) => payloadPool.take(bytes));
     this.#state = 'serving';
     this.#world.log.info('client connected', { peer: this.peer, export: negotiated.terms.name });
     this.#world.onEstablished(this);
