@@ -5,7 +5,7 @@
 // known to miss something; at the end the PG is as if it had never been here.
 
 import type { PgInterval } from '../../proto/control.ts';
-import { type PgId, pgName, VERSION_ZERO } from '../../proto/ids.ts';
+import { type Epoch, type PgId, pgName, VERSION_ZERO } from '../../proto/ids.ts';
 import type { ObjectInfo } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
 
@@ -44,31 +44,32 @@ export class Leftovers {
     if (left.length === 0) return;
     try {
       const { accepted } = await control.call('forget', { id, bootId: identity.bootId, pgs: left });
-      for (const pg of accepted) await this.#forget(pg);
+      const sinces = new Map(left.map(({ pg, since }) => [pg, since]));
+      for (const pg of accepted) await this.#forget(pg, sinces.get(pg) ?? 0);
     } catch (error) {
       this.#daemon.log.debug('leftovers stay for now', { why: String(error) });
     }
   }
 
-  async #forget(pg: PgId): Promise<void> {
+  async #forget(pg: PgId, since: Epoch): Promise<void> {
     const { store, log } = this.#daemon;
-    if (!this.#mine(pg)) return;
+    if (!this.#mine(pg, since)) return;
     store.setPg(pg, 0, false);
     await this.#synced();
     const objects = [...store.objects(pg)];
     for (let at = 0; at < objects.length; at += AT_ONCE) {
-      if (!this.#mine(pg)) return;
+      if (!this.#mine(pg, since)) return;
       await Promise.all(objects.slice(at, at + AT_ONCE).map((info) => this.#remove(pg, info)));
     }
-    if (!this.#mine(pg)) return;
+    if (!this.#mine(pg, since)) return;
     store.resetLog(pg, VERSION_ZERO);
     store.setPg(pg, 0, true);
     log.info('deleted what was left of a PG that has moved', { pg: pgName(pg), objects: objects.length });
   }
 
-  /** Still nobody's business but ours? */
-  #mine(pg: PgId): boolean {
-    return !this.#stopped && !this.#daemon.holds(pg);
+  /** Is the permission still good? It was for one interval: in a later one this daemon may have been a member, and left. */
+  #mine(pg: PgId, since: Epoch): boolean {
+    return !this.#stopped && !this.#daemon.holds(pg) && this.#daemon.map?.pgs.get(pg)?.since === since;
   }
 
   #remove(pg: PgId, { image, object }: ObjectInfo): Promise<void> {
