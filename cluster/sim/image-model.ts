@@ -141,6 +141,12 @@ export class ImageModel {
     else this.#volatile.get(write.session)!.push(write);
   }
 
+  /** The write was refused: a daemon that had taken it before would have said so. */
+  refused(write: WriteRecord): void {
+    write.latestEffect = Math.min(write.latestEffect, ++this.tick);
+    this.#unanswered.delete(write);
+  }
+
   /** What a flush of this session that begins now promises. */
   beginFlush(session: number): readonly WriteRecord[] {
     return [...this.#volatile.get(session)!];
@@ -242,7 +248,8 @@ export class ImageModel {
         kind: 'write',
         stamp: write.stamp,
         start: write.start,
-        finish: write.stamp === ZEROS ? write.finish : Math.min(write.finish, write.latestEffect),
+        finish: write.finish,
+        expires: write.latestEffect,
       }));
       history.push(...reads);
       const why = violation(history);

@@ -16,6 +16,8 @@ function linearizable(history: readonly RegisterOperation[]): boolean {
     const earliestFinish = Math.min(...left.map((op) => op.finish));
     return left.some((op) => {
       if (op.start > earliestFinish) return false;
+      // What expired before the start of something that has taken effect already comes too late.
+      if ((op.expires ?? Infinity) < latestStart(history, left)) return false;
       if (op.kind === 'read' && op.stamp !== value) return false;
       return step(
         left.filter((other) => other !== op),
@@ -26,8 +28,12 @@ function linearizable(history: readonly RegisterOperation[]): boolean {
   return step(history, ZEROS);
 }
 
+/** When the last of those that have taken effect began. */
+const latestStart = (history: readonly RegisterOperation[], left: readonly RegisterOperation[]): number =>
+  Math.max(-1, ...history.filter((op) => !left.includes(op)).map((op) => op.start));
+
 /** Up to 7 operations over a few stamps, starts and finishes in random order, some outcomes unknown. */
-function randomHistory(random: SimRandom, zeroings: boolean): RegisterOperation[] {
+function randomHistory(random: SimRandom, zeroings: boolean, expiring = false): RegisterOperation[] {
   const count = random.between(1, 7);
   const moments = random.shuffle(Array.from({ length: 2 * count }, (_, i) => i));
   let stamp = 0;
@@ -36,7 +42,8 @@ function randomHistory(random: SimRandom, zeroings: boolean): RegisterOperation[
     const kind = random.chance(0.5) ? 'write' : 'read';
     const finish = kind === 'write' && random.chance(0.15) ? Infinity : Math.max(a, b);
     const value = kind === 'read' ? random.below(4) : zeroings && random.chance(0.4) ? ZEROS : ++stamp;
-    return { kind, stamp: value, start: Math.min(a, b), finish };
+    const operation = { kind, stamp: value, start: Math.min(a, b), finish } as const;
+    return expiring && finish === Infinity ? { ...operation, expires: Math.max(a, b) } : operation;
   });
 }
 
@@ -60,6 +67,18 @@ test('the search agrees with brute force on 30,000 random histories with zeroing
     const expected = linearizable(history);
     if ((violationBySearch(history) === null) !== expected) t.fail(`disagree on ${JSON.stringify(history)}`);
     if ((violation(history) === null) !== expected) t.fail(`violation() disagrees on ${JSON.stringify(history)}`);
+    verdicts[expected ? 'good' : 'bad']++;
+  }
+  t.true(Math.min(verdicts.good, verdicts.bad) > 5_000, JSON.stringify(verdicts));
+});
+
+test('the search agrees with brute force on 30,000 random histories with writes that expire', (t) => {
+  const random = new SimRandom(5);
+  const verdicts = { good: 0, bad: 0 };
+  for (let i = 0; i < 30_000; i++) {
+    const history = randomHistory(random, true, true);
+    const expected = linearizable(history);
+    if ((violationBySearch(history) === null) !== expected) t.fail(`disagree on ${JSON.stringify(history)}`);
     verdicts[expected ? 'good' : 'bad']++;
   }
   t.true(Math.min(verdicts.good, verdicts.bad) > 5_000, JSON.stringify(verdicts));

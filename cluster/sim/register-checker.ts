@@ -23,6 +23,8 @@ export interface RegisterOperation {
   readonly start: number;
   /** Infinity: nobody knows whether it took effect. */
   readonly finish: number;
+  /** If nobody knows: it can't take effect after this. */
+  readonly expires?: number;
 }
 
 /** Why the history is not linearizable, or null if it is. The register holds ZEROS before everything. */
@@ -37,6 +39,7 @@ interface Cluster {
   written: boolean;
   read: boolean;
   minFinish: number;
+  expires: number;
   maxStart: number;
 }
 
@@ -46,7 +49,15 @@ export function violationByZones(history: readonly RegisterOperation[]): string 
   const clusterOf = (stamp: number): Cluster => {
     let cluster = clusters.get(stamp);
     if (cluster === undefined) {
-      cluster = { stamp, writeStart: 0, written: false, read: false, minFinish: Infinity, maxStart: -Infinity };
+      cluster = {
+        stamp,
+        writeStart: 0,
+        written: false,
+        read: false,
+        minFinish: Infinity,
+        expires: Infinity,
+        maxStart: -Infinity,
+      };
       clusters.set(stamp, cluster);
     }
     return cluster;
@@ -59,7 +70,9 @@ export function violationByZones(history: readonly RegisterOperation[]): string 
   initial.maxStart = -2;
   for (const op of history) {
     const cluster = clusterOf(op.stamp);
+    // A write of unknown outcome counts only if it was read, and then it had taken effect by the time it expired.
     cluster.minFinish = Math.min(cluster.minFinish, op.finish);
+    cluster.expires = Math.min(cluster.expires, op.expires ?? Infinity);
     cluster.maxStart = Math.max(cluster.maxStart, op.start);
     if (op.kind === 'write') {
       if (cluster.written) throw new Error(`stamp ${op.stamp} was written twice: the workload is wrong`);
@@ -73,6 +86,7 @@ export function violationByZones(history: readonly RegisterOperation[]): string 
   }
   // A write of unknown outcome that nobody read may never have happened.
   const zones = [...clusters.values()].filter((c) => c.read || c.minFinish !== Infinity);
+  for (const zone of zones) zone.minFinish = Math.min(zone.minFinish, zone.expires);
   const forward = zones.filter((zone) => zone.minFinish < zone.maxStart).sort((a, b) => a.minFinish - b.minFinish);
   for (let i = 1; i < forward.length; i++) {
     const before = forward[i - 1]!;
@@ -96,7 +110,7 @@ export function violationBySearch(history: readonly RegisterOperation[]): string
   const ops = history.filter((op) => op.finish !== Infinity || needed.has(op.stamp));
   const moments = ops.flatMap((op, index) => [
     { time: op.start, index, begins: true },
-    { time: op.finish, index, begins: false },
+    { time: Math.min(op.finish, op.expires ?? Infinity), index, begins: false },
   ]);
   moments.sort((a, b) => a.time - b.time);
   let states: State[] = [{ stamp: ZEROS, effected: [] }];
@@ -107,9 +121,12 @@ export function violationBySearch(history: readonly RegisterOperation[]): string
       pending.add(index);
       continue;
     }
-    states = settle(states, index, pending, ops);
-    pending.delete(index);
     const op = ops[index]!;
+    const settled = settle(states, index, pending, ops);
+    // One that expires has taken effect by now, or never will.
+    states =
+      op.finish === Infinity ? distinct([...states.filter((s) => !s.effected.includes(index)), ...settled]) : settled;
+    pending.delete(index);
     if (states.length === 0)
       return `no order of operations explains the ${op.kind} of stamp ${op.stamp} at ${op.start}`;
   }
@@ -151,6 +168,10 @@ function settle(
   }
   return [...settled.values()];
 }
+
+const distinct = (states: readonly State[]): State[] => [
+  ...new Map(states.map((state) => [`${state.stamp}:${state.effected.join()}`, state])).values(),
+];
 
 export interface WindowWrite {
   readonly stamp: number;

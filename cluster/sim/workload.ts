@@ -123,6 +123,7 @@ export class Session {
     this.#workload.scheduler.note(this.life.name, `writes ${first}+${count}${fua ? ' fua' : ''}, operation`, operation);
     const ended = (error: StorageError | null): void => {
       if (error === null) model.acked(record, fua);
+      else model.refused(record);
       done();
     };
     this.#request(`write of operation ${operation}`, ended, (answer) => {
