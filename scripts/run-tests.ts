@@ -41,13 +41,13 @@ const isSim = (file: string): boolean => file.startsWith('cluster/sim/') || file
 const PARTS: Part[] = [
   {
     name: 'unit',
-    limitMs: 3 * MINUTE,
+    limitMs: 2.5 * MINUTE,
     concurrency: availableParallelism(),
     files: (all) => all.filter((file) => !isVm(file) && !isIntegration(file) && !isSim(file)),
   },
-  { name: 'sim', limitMs: 3 * MINUTE, concurrency: availableParallelism(), files: (all) => all.filter(isSim) },
-  { name: 'integration', limitMs: 5 * MINUTE, concurrency: 2, files: (all) => all.filter(isIntegration) },
-  { name: 'vm', limitMs: 3.5 * MINUTE, concurrency: 2, files: (all) => all.filter(isVm) },
+  { name: 'sim', limitMs: 2 * MINUTE, concurrency: availableParallelism(), files: (all) => all.filter(isSim) },
+  { name: 'integration', limitMs: 6 * MINUTE, concurrency: 2, files: (all) => all.filter(isIntegration) },
+  { name: 'vm', limitMs: 3 * MINUTE, concurrency: 2, files: (all) => all.filter(isVm) },
 ];
 const CHECKS: [string, string[]][] = [
   ['type check', ['tsc', '--noEmit']],

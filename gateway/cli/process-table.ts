@@ -20,6 +20,7 @@ export interface ProcessEntry {
   cwd: string;
 }
 
+const ORDER: ProcessEntry['role'][] = ['master', 'daemon', 'nbd', 's3', 'meta', 'mount'];
 /** How often the table looks after processes that are not this process's children. */
 const LOOK_MS = 250;
 
@@ -41,6 +42,7 @@ export class ProcessTable {
   /** Adds a process that runs as our child. */
   add(entry: ProcessEntry, statusFile: string): void {
     this.#entries.push({ entry, statusFile, adopted: false });
+    this.#entries.sort(({ entry: a }, { entry: b }) => ORDER.indexOf(a.role) - ORDER.indexOf(b.role) || a.id - b.id);
     this.#write();
   }
   /** Our child is gone (null), or a new one runs in its place. */
