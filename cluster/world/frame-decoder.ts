@@ -3,8 +3,8 @@
 //   HEADER 96 bytes -> META -> PAYLOAD -> HEADER ...
 //
 // A frame that lies whole in one chunk is handed on as views of it, without a copy. One that crosses chunks is
-// assembled: its header in a small buffer of the decoder's, meta and payload in one buffer of their exact size, each
-// byte copied once, or not at all when the stream is read straight into target(). What is not a frame ends the stream: there is no way to find the next frame's start.
+// assembled: its header in a small buffer of the decoder's, meta and payload in buffers of their own, each byte copied
+// once, or not at all when the stream is read straight into target(). What is not a frame ends the stream: there is no way to find the next frame's start.
 
 import { payloadPool } from '../../proto/buffer-pool.ts';
 import { hashBytes } from '../../proto/checksum.ts';
@@ -18,16 +18,19 @@ import {
   payloadBytesAt,
 } from '../../proto/frame.ts';
 
-/** A missing rest of a body from this size on is worth a read of its own, straight into its place. */
+/** A missing rest of a payload from this size on is worth a read of its own, straight into its place. */
 const TARGET_BYTES_MIN = 32 * 1024;
 
 export class FrameDecoder {
   readonly #onFrame: (frame: Frame) => void;
   readonly #header = Buffer.allocUnsafeSlow(HEADER_BYTES);
   #headerFill = 0;
-  /** Meta and payload of the frame whose header is in #header; null while the header is incomplete. */
-  #body: Buffer | null = null;
+  /** Of the frame whose header is in #header, while it is put together; null between frames, and if there is none. */
+  #meta: Buffer | null = null;
+  #payload: Buffer | null = null;
+  /** Bytes of meta, then of payload, that have come. */
   #bodyFill = 0;
+  #bodyBytes = 0;
   #stopped = false;
   #paused = false;
   /** What was pushed and not looked at when it was paused. */
@@ -57,16 +60,17 @@ export class FrameDecoder {
     return rest === null ? null : this.push(rest);
   }
 
-  /** Where the next bytes of the stream should go, if they are the rest of a large body; then filled() says how many. */
+  /** Where the next bytes of the stream should go, if they are the rest of a large payload; then filled() says how many. */
   target(): Buffer | null {
-    if (this.#body === null || this.#paused || this.#body.length - this.#bodyFill < TARGET_BYTES_MIN) return null;
-    return this.#body.subarray(this.#bodyFill);
+    if (this.#payload === null || this.#paused || this.#bodyBytes - this.#bodyFill < TARGET_BYTES_MIN) return null;
+    const metaBytes = this.#bodyBytes - this.#payload.length;
+    return this.#bodyFill < metaBytes ? null : this.#payload.subarray(this.#bodyFill - metaBytes);
   }
 
   /** So many bytes were put where target() said. Returns what push() returns. */
   filled(bytes: number): string | null {
     this.#bodyFill += bytes;
-    return this.#body !== null && this.#bodyFill === this.#body.length ? this.#deliverBody(this.#body) : null;
+    return this.#bodyFill === this.#bodyBytes ? this.#deliverBody() : null;
   }
 
   /**
@@ -82,54 +86,75 @@ export class FrameDecoder {
         this.kept = true;
         return null;
       }
-      if (this.#body === null && this.#headerFill === 0 && chunk.length - at >= HEADER_BYTES) {
+      if (this.#headerFill === 0 && chunk.length - at >= HEADER_BYTES) {
         const why = invalidHeader(chunk, at);
         if (why !== null) return why;
-        const bodyBytes = metaBytesAt(chunk, at) + payloadBytesAt(chunk, at);
-        if (chunk.length - at - HEADER_BYTES >= bodyBytes) {
+        const metaBytes = metaBytesAt(chunk, at);
+        const bodyBytes = metaBytes + payloadBytesAt(chunk, at);
+        const metaAt = at + HEADER_BYTES;
+        if (chunk.length - metaAt >= bodyBytes) {
           if (bodyBytes > 0) this.kept = true;
-          const bad = this.#deliver(chunk, at, chunk, at + HEADER_BYTES);
+          const meta = metaBytes === 0 ? null : chunk.subarray(metaAt, metaAt + metaBytes);
+          const payload = bodyBytes === metaBytes ? null : chunk.subarray(metaAt + metaBytes, metaAt + bodyBytes);
+          const bad = this.#deliver(chunk, at, meta, payload);
           if (bad !== null) return bad;
-          at += HEADER_BYTES + bodyBytes;
+          at = metaAt + bodyBytes;
           continue;
         }
       }
-      if (this.#body === null) {
-        const take = Math.min(HEADER_BYTES - this.#headerFill, chunk.length - at);
-        chunk.copy(this.#header, this.#headerFill, at, at + take);
-        this.#headerFill += take;
-        at += take;
+      if (this.#headerFill < HEADER_BYTES) {
+        at += this.#take(chunk, at, this.#header, this.#headerFill);
         if (this.#headerFill < HEADER_BYTES) return null;
         const why = invalidHeader(this.#header, 0);
         if (why !== null) return why;
-        this.#body = payloadPool.take(metaBytesAt(this.#header, 0) + payloadBytesAt(this.#header, 0));
-        this.#bodyFill = 0;
+        this.#beginBody();
       }
-      const take = Math.min(this.#body.length - this.#bodyFill, chunk.length - at);
-      chunk.copy(this.#body, this.#bodyFill, at, at + take);
-      this.#bodyFill += take;
-      at += take;
-      if (this.#bodyFill === this.#body.length) {
-        const bad = this.#deliverBody(this.#body);
+      const metaBytes = this.#meta?.length ?? 0;
+      if (this.#bodyFill < metaBytes) at += this.#fill(chunk, at, this.#meta!, this.#bodyFill);
+      if (this.#bodyFill >= metaBytes && this.#payload !== null)
+        at += this.#fill(chunk, at, this.#payload, this.#bodyFill - metaBytes);
+      if (this.#bodyFill === this.#bodyBytes) {
+        const bad = this.#deliverBody();
         if (bad !== null) return bad;
       }
     }
     return null;
   }
 
-  #deliverBody(body: Buffer): string | null {
-    this.#body = null;
-    this.#headerFill = 0;
-    return this.#deliver(this.#header, 0, body, 0);
+  #take(chunk: Buffer, at: number, header: Buffer, fill: number): number {
+    const bytes = Math.min(HEADER_BYTES - fill, chunk.length - at);
+    chunk.copy(header, fill, at, at + bytes);
+    this.#headerFill += bytes;
+    return bytes;
   }
 
-  #deliver(header: Buffer, headerAt: number, body: Buffer, bodyAt: number): string | null {
-    const metaBytes = metaBytesAt(header, headerAt);
-    const payloadBytes = payloadBytesAt(header, headerAt);
-    const meta = metaBytes === 0 ? null : body.subarray(bodyAt, bodyAt + metaBytes);
+  #beginBody(): void {
+    const metaBytes = metaBytesAt(this.#header, 0);
+    const payloadBytes = payloadBytesAt(this.#header, 0);
+    this.#meta = metaBytes === 0 ? null : Buffer.allocUnsafe(metaBytes);
+    this.#payload = payloadBytes === 0 ? null : payloadPool.take(payloadBytes);
+    this.#bodyBytes = metaBytes + payloadBytes;
+    this.#bodyFill = 0;
+  }
+
+  #fill(chunk: Buffer, at: number, part: Buffer, fill: number): number {
+    const bytes = Math.min(part.length - fill, chunk.length - at);
+    chunk.copy(part, fill, at, at + bytes);
+    this.#bodyFill += bytes;
+    return bytes;
+  }
+
+  #deliverBody(): string | null {
+    const meta = this.#meta;
+    const payload = this.#payload;
+    this.#meta = null;
+    this.#payload = null;
+    this.#headerFill = 0;
+    return this.#deliver(this.#header, 0, meta, payload);
+  }
+
+  #deliver(header: Buffer, headerAt: number, meta: Buffer | null, payload: Buffer | null): string | null {
     if (meta !== null && hashBytes(meta) !== metaChecksumAt(header, headerAt)) return 'meta checksum is wrong';
-    const payloadAt = bodyAt + metaBytes;
-    const payload = payloadBytes === 0 ? null : body.subarray(payloadAt, payloadAt + payloadBytes);
     this.#onFrame(decodeFrame(header, headerAt, meta, payload));
     return null;
   }
