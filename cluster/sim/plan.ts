@@ -69,10 +69,6 @@ const ALWAYS_POSSIBLE: readonly Fault[] = [
 ];
 const WITH_DISKS: readonly Fault[] = ['cut power of a daemon', 'cut all power', 'disk stalls', 'disk fails'];
 
-/** Whether acked writes that were not flushed may be lost in this plan. */
-export const losesPower = (plan: Plan): boolean =>
-  plan.faults.includes('cut power of a daemon') || plan.faults.includes('cut all power');
-
 /**
  * Whether a living primary may be cut off from the master, so that the PG goes on without it. There are no read leases:
  * such a primary answers readers that have an old map as well with what was true in its interval. Writers are safe, as

@@ -1,7 +1,6 @@
 // One seed from beginning to end: plan, cluster, workload under faults, healing, audit; and what came of it.
 
 import { payloadPool } from '../../proto/buffer-pool.ts';
-import type { ErrorCode } from '../../proto/errors.ts';
 import { audit } from './audit.ts';
 import { ClusterSim, type Hooks } from './cluster-sim.ts';
 import { ImageModel } from './image-model.ts';
@@ -39,9 +38,6 @@ export interface RunOptions {
 }
 
 const ACKED_LEAST = 100;
-/** Codes that a caller of the image may see; kept here so that a new code is thought about. */
-export type VisibleCode = Extract<ErrorCode, 'FENCED' | 'NO_SPACE' | 'IO' | 'INVALID' | 'READ_ONLY' | 'UNAVAILABLE'>;
-
 export async function runSeed(seed: number, options: RunOptions = {}): Promise<Outcome> {
   payloadPool.poison = true;
   const random = new SimRandom(seed);
