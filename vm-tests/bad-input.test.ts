@@ -16,7 +16,7 @@ const EINVAL = 22;
 const ENOSPC = 28;
 const EOVERFLOW = 75;
 
-test('a wrong request gets its error, and the connection goes on', async (t) => {
+test.serial('a wrong request gets its error, and the connection goes on', async (t) => {
   t.timeout(60_000);
   const MiB = 2 ** 20;
   const cluster = await Cluster.start(t, { images: ['disk:8M'] });
@@ -65,7 +65,7 @@ const GARBAGE: [string, Buffer][] = [
   ['an NBD client with a wrong magic', Buffer.from('00000003deadbeefdeadbeef0000000700000004', 'hex')],
 ];
 
-test('garbage on every port closes a connection at most: no client under load notices', async (t) => {
+test.serial('garbage on every port closes a connection at most: no client under load notices', async (t) => {
   t.timeout(120_000);
   const cluster = await Cluster.start(t, {
     images: ['disk:64M'],
