@@ -4,8 +4,9 @@ import { cpSync, existsSync, mkdirSync, readdirSync, renameSync, writeFileSync }
 import { join } from 'node:path';
 import test from 'ava';
 import { Cluster, runAshlar } from './lib/cluster.ts';
+import { brokenPromises, Load } from './lib/load.ts';
 import { NbdClient } from './lib/nbd-client.ts';
-import { temporaryDirectory, until } from './lib/processes.ts';
+import { sleep, temporaryDirectory, until } from './lib/processes.ts';
 import { generationOf, stampedBlock } from './lib/stamps.ts';
 
 test.serial(
@@ -132,3 +133,44 @@ test.serial('a master that was put back from an old copy refuses to rule daemons
   t.is(generationOf(await again.read(4096, 4096), 1), 7);
   await again.disconnect();
 });
+
+test.serial(
+  'a fourth daemon joins, the first is taken out: data moves, nothing is lost, and all of it is still there',
+  async (t) => {
+    t.timeout(120_000);
+    const cluster = await Cluster.start(t, { images: ['disk:256M'] });
+    const blocks = 8_192;
+    const loadOptions = () => ({
+      address: cluster.ready.nbd.address,
+      image: 'disk',
+      blocks,
+      depth: 16,
+      flushEvery: 40,
+    });
+    let load = await Load.start({ ...loadOptions(), seed: 21 });
+    await sleep(1_500);
+    await load.stop();
+    await cluster.stop();
+    await cluster.again('--daemons', '4');
+    load = await Load.start({ ...loadOptions(), seed: 22 }, load.promises);
+    await cluster.untilClean();
+    const joined = await cluster.status();
+    t.is(joined.daemons.length, 4);
+    t.true(joined.daemons[3]!.pgs > 10, `daemon 4 holds ${joined.daemons[3]!.pgs} PGs`);
+    await cluster.ashlarWell('daemon-admin', 'out', '1');
+    await until('daemon 1 has given everything away', 60_000, async () => {
+      const { health, daemons } = await cluster.status();
+      return health === 'clean' && daemons[0]!.pgs === 0;
+    });
+    t.regex(await cluster.ashlarWell('daemon-admin', 'ls'), /1 {2}up, out/);
+    await cluster.ashlarWell('daemon-admin', 'in', '1');
+    await cluster.ashlarWell('daemon-admin', 'reweight', '2', '0');
+    await until('daemon 2 holds nothing, daemon 1 something', 60_000, async () => {
+      const { health, daemons } = await cluster.status();
+      return health === 'clean' && daemons[1]!.pgs === 0 && daemons[0]!.pgs > 10;
+    });
+    t.deepEqual(load.errors, []);
+    await load.stop();
+    t.deepEqual(await brokenPromises(cluster.ready.nbd.address, 'disk', blocks, load.promises, 'acked'), []);
+  },
+);

@@ -191,8 +191,9 @@ export class Cluster {
     await until('the children of a killed ashlar up stop by themselves', STOP_MS, () => !pids.some(isAlive), 50);
     this.#ready = null;
   }
-  /** `ashlar up` in the same directory, after stop() or killAll(). */
-  async again(): Promise<void> {
+  /** `ashlar up` in the same directory, after stop() or killAll(). @param more options from now on */
+  async again(...more: string[]): Promise<void> {
+    this.#argv.push(...more);
     this.#up = this.#launch();
     await this.#awaitReady();
   }
