@@ -1,7 +1,8 @@
 // An open image: what every gateway works with. Byte ranges in, callbacks out, no promise per request.
 //
-// Offsets and lengths are bytes, any alignment, inside [0, sizeBytes). Requests may be in flight together; two that
-// overlap and are in flight at the same time take effect in the order of the calls. Callbacks come from the event
+// Offsets and lengths are bytes, any alignment, inside [0, sizeBytes). Requests may be in flight together: two
+// changes that overlap take effect in the order of the calls; a read sees every change whose callback came before it was
+// asked for, and of those still in flight any. Callbacks come from the event
 // loop, never from inside the call. Retries, map changes and fail-over happen underneath: a request waits rather than
 // fails while its data may come back; it fails with FENCED when another writer took the image, NO_SPACE, IO, INVALID,
 // READ_ONLY or, after close(), UNAVAILABLE.
