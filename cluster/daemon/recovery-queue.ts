@@ -12,9 +12,9 @@ interface Turn {
 }
 
 export class RecoveryQueue {
-  #turns: Turn[] = [];
+  readonly #turns = new Turns();
   /** A client waits for these: they go first, and may exceed the limit by as many again. */
-  #urgent: Turn[] = [];
+  readonly #urgent = new Turns();
   #active = 0;
   #handingOut = false;
 
@@ -24,8 +24,8 @@ export class RecoveryQueue {
   }
 
   removeAll(recovery: Recovery): void {
-    this.#turns = this.#turns.filter((turn) => turn.recovery !== recovery);
-    this.#urgent = this.#urgent.filter((turn) => turn.recovery !== recovery);
+    this.#turns.removeAll(recovery);
+    this.#urgent.removeAll(recovery);
   }
 
   #next(): void {
@@ -44,5 +44,31 @@ export class RecoveryQueue {
       });
     }
     this.#handingOut = false;
+  }
+}
+
+/** First in, first out. An array's own shift() moves all the rest: with 100,000 objects to recover, 0.2 ms each time. */
+class Turns {
+  #turns: Turn[] = [];
+  #head = 0;
+
+  get length(): number {
+    return this.#turns.length - this.#head;
+  }
+  push(turn: Turn): void {
+    this.#turns.push(turn);
+  }
+  shift(): Turn | undefined {
+    if (this.length === 0) return undefined;
+    const turn = this.#turns[this.#head++];
+    if (this.#head * 2 > this.#turns.length) {
+      this.#turns = this.#turns.slice(this.#head);
+      this.#head = 0;
+    }
+    return turn;
+  }
+  removeAll(recovery: Recovery): void {
+    this.#turns = this.#turns.slice(this.#head).filter((turn) => turn.recovery !== recovery);
+    this.#head = 0;
   }
 }

@@ -368,10 +368,12 @@ test('a peer that is cut off, one way and without a word, is reported, left out,
   const { id, wire } = cluster.primary();
   const isPeer = (frame: Frame): boolean => frame.op >= Op.REPLICATE || frame.op === Op.PING;
   wire.onReceive = (frame) => !(isPeer(frame) && (frame.flags & 1) === 1); // answers of the member are lost
-  await write(image, 0, Buffer.alloc(BLOCK, 2));
-  t.deepEqual(cluster.pg().acting, [id]);
+  const leftOut = until('the member is left out', () => cluster.pg().acting.join() === String(id));
+  await Promise.all([leftOut, write(image, 0, Buffer.alloc(BLOCK, 2))]);
   wire.onReceive = null;
   await cluster.settled(2, 20_000);
+  t.deepEqual([...cluster.pg().acting].sort(), [1, 2]);
+  t.is((await read(image, 0, 1))[0], 2);
 });
 
 test('pushes of a first attempt, still being read from the disk, do not reach a member that was activated anew', async (t) => {
