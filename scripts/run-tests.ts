@@ -134,7 +134,12 @@ async function runPart(part: Part, all: readonly string[], avaOptions: readonly 
     (line) => {
       const result = /^(not )?ok \d+ - (.*?)( # (SKIP|TODO).*)?$/.exec(line);
       if (result === null) {
-        if (inFailure || !/^(TAP version|\d+\.\.\d+|#|\s*$)/.test(line)) console.log(line);
+        // The process of a test file ended while a test waited for something that never came.
+        const unfinished = /^# (\d+) tests? remaining in (.*)$/.exec(line);
+        if (unfinished !== null) {
+          count.failed += Number(unfinished[1]);
+          console.log(`not ok - ${unfinished[2]} ended with ${unfinished[1]} unfinished`);
+        } else if (inFailure || !/^(TAP version|\d+\.\.\d+|#|\s*$)/.test(line)) console.log(line);
         return;
       }
       const [, not, title, , directive] = result;

@@ -86,7 +86,10 @@ export async function serveGrpc(
     address: `${address.slice(0, address.lastIndexOf(':'))}:${port}`,
     close: () =>
       new Promise<void>((resolve) => {
-        const force = setTimeout(() => server.forceShutdown(), CLOSE_MS);
+        const force = setTimeout(() => {
+          server.forceShutdown();
+          resolve(); // a session that was dying when the shutdown began never reports, and tryShutdown waits for it
+        }, CLOSE_MS);
         server.tryShutdown(() => {
           clearTimeout(force);
           resolve();
