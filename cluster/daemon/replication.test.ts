@@ -8,7 +8,7 @@ import type { Image } from '../client/image.ts';
 import { createMemoryStore } from '../store/memory-store.ts';
 import { EntryOp, type Store } from '../store/store.ts';
 import { openClock } from '../world/clock.ts';
-import { Cluster, flush, pause, read, until, type Wire, Workload, write, zero } from './fixture.ts';
+import { Cluster, flush, pause, read, until, Wire, Workload, write, zero } from './fixture.ts';
 
 const BLOCK = 4096;
 
@@ -54,6 +54,31 @@ for (const replicas of [1, 2, 3])
     t.true((await read(image, 0, image.sizeBytes)).every((byte) => byte === 0));
     for (const { store } of cluster.hosts) for (const pg of store.pgs()) t.is(store.pgUsage(pg).bytes, 0);
   });
+
+test('a daemon that joins takes its share, and what has moved is deleted where it was', async (t) => {
+  const cluster = await Cluster.start(t, { daemons: 2, replicas: 2, pgCount: 16 });
+  await cluster.createImage();
+  const image = await cluster.writer();
+  const work = new Workload(image, 8);
+  work.start();
+  await work.writes(200);
+  cluster.hosts.push({ id: 3, store: createMemoryStore(cluster.clock), wire: new Wire(), daemon: null });
+  await cluster.startDaemon(3);
+  await work.writes(200);
+  await work.stop();
+  await cluster.settled(2);
+  const strays = (): number => {
+    let objects = 0;
+    for (const { id, store } of cluster.hosts)
+      for (const pg of store.pgs())
+        if (!cluster.map.pgs.get(pg)!.acting.includes(id)) objects += store.pgUsage(pg).objects;
+    return objects;
+  };
+  t.true(cluster.host(3).store.pgs().length >= 6, 'the newcomer has its share');
+  await until('nothing is left of what has moved', () => strays() === 0, 25_000);
+  await work.verify();
+  t.is(cluster.difference(), null);
+});
 
 test('a killed daemon stops nothing for longer than 2 s; back again, it fetches only what it missed', async (t) => {
   const cluster = await Cluster.start(t, { daemons: 3, replicas: 3 });
