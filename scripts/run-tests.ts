@@ -56,19 +56,27 @@ const CHECKS: [string, string[]][] = [
 const CHECK_LIMIT_MS = 2 * MINUTE;
 
 const children = new Set<ChildProcess>();
-function endAll(): void {
-  for (const child of children)
-    try {
-      process.kill(-child.pid!, 'SIGKILL');
-    } catch {
-      // it is gone already
-    }
+function signalGroup(child: ChildProcess, signal: NodeJS.Signals): void {
+  try {
+    process.kill(-child.pid!, signal);
+  } catch {
+    // it is gone already
+  }
+}
+/** A test's process that is told to end kills what it started; one that does not obey is killed. */
+const OBEY_MS = 5_000;
+function end(child: ChildProcess): Promise<void> {
+  signalGroup(child, 'SIGTERM');
+  return new Promise((resolve) => {
+    const timer = setTimeout(() => signalGroup(child, 'SIGKILL'), OBEY_MS);
+    child.on('close', () => {
+      clearTimeout(timer);
+      resolve();
+    });
+  });
 }
 for (const signal of ['SIGINT', 'SIGTERM'] as const)
-  process.on(signal, () => {
-    endAll();
-    process.exit(1);
-  });
+  process.on(signal, () => void Promise.all([...children].map(end)).then(() => process.exit(1)));
 
 /** Runs a program of node_modules/.bin, its output line by line to `onLine`. Resolves to why it failed, or null. */
 function runTool(args: string[], limitMs: number, onLine: (line: string) => void): Promise<string | null> {
@@ -94,7 +102,7 @@ function runTool(args: string[], limitMs: number, onLine: (line: string) => void
     let late = false;
     const timer = setTimeout(() => {
       late = true;
-      process.kill(-child.pid!, 'SIGKILL');
+      void end(child);
     }, limitMs);
     child.on('error', (error) => resolve(`${tool} can't be run: ${error.message}`));
     child.on('close', (code, signal) => {

@@ -2,13 +2,17 @@ import { spawn } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { lockDirectory } from './directory-lock.ts';
 
-const directory = (): string => mkdtempSync(join(tmpdir(), 'ashlar-lock-'));
+function directory(t: ExecutionContext): string {
+  const path = mkdtempSync(join(tmpdir(), 'ashlar-lock-'));
+  t.teardown(() => rmSync(path, { recursive: true, force: true }));
+  return path;
+}
 
 test('a directory is taken once, named by its owner, and free again afterwards', (t) => {
-  const path = directory();
+  const path = directory(t);
   const release = lockDirectory(path, 'tester');
   t.throws(() => lockDirectory(path, 'tester'), { message: new RegExp(`another tester \\(process ${process.pid}\\)`) });
   release();
@@ -18,7 +22,7 @@ test('a directory is taken once, named by its owner, and free again afterwards',
 
 test('the lock of a process that is gone is void, also if its number is used again or its file is torn', (t) => {
   for (const left of [{ pid: 2 ** 22 + 1, started: '5' }, { pid: process.pid, started: 'another time' }, '{"pid":']) {
-    const path = directory();
+    const path = directory(t);
     writeFileSync(join(path, 'lock'), typeof left === 'string' ? left : JSON.stringify(left));
     const release = lockDirectory(path, 'tester');
     t.is((JSON.parse(readFileSync(join(path, 'lock'), 'utf8')) as { pid: number }).pid, process.pid);
@@ -27,15 +31,12 @@ test('the lock of a process that is gone is void, also if its number is used aga
 });
 
 test('a killed owner that nobody has waited for holds nothing', async (t) => {
-  const path = directory();
+  const path = directory(t);
   // A shell that never waits keeps its killed child as a zombie.
   const program = `import(${JSON.stringify(new URL('./directory-lock.ts', import.meta.url).href)}).then((m) => {
     m.lockDirectory(${JSON.stringify(path)}, 'tester'); process.kill(process.pid, 'SIGKILL'); })`;
   const parent = spawn('sh', ['-c', '"$0" -e "$1" & exec sleep 60', process.execPath, program], { stdio: 'ignore' });
-  t.teardown(() => {
-    parent.kill('SIGKILL');
-    rmSync(path, { recursive: true, force: true });
-  });
+  t.teardown(() => parent.kill('SIGKILL'));
   const isZombie = (): boolean => {
     try {
       const { pid } = JSON.parse(readFileSync(join(path, 'lock'), 'utf8')) as { pid: number };

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
@@ -37,7 +37,9 @@ const SERVES = `
   return { listening: { address: '127.0.0.1:7' }, stop: async () => { process.stdout.write('stopped\\n'); } };`;
 
 test('a role says where it listens, stops once on SIGTERM, and takes its status file back', async (t) => {
-  const statusFile = join(mkdtempSync(join(tmpdir(), 'ashlar-life-')), 'status.json');
+  const directory = mkdtempSync(join(tmpdir(), 'ashlar-life-'));
+  t.teardown(() => rmSync(directory, { recursive: true }));
+  const statusFile = join(directory, 'status.json');
   const { child, ended } = startRole(SERVES, { statusFile });
   await listening(child);
   t.deepEqual(JSON.parse(readFileSync(statusFile, 'utf8')), { role: 'tester', pid: child.pid, address: '127.0.0.1:7' });

@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
@@ -30,8 +30,12 @@ function read(argv: string[], environment: Record<string, string> = {}): Options
   return optionsOf(command, SPECS, environment);
 }
 
+const directory = mkdtempSync(join(tmpdir(), 'ashlar-options-'));
+let configs = 0;
+test.after.always(() => rmSync(directory, { recursive: true }));
+
 function configFile(content: unknown): string {
-  const path = join(mkdtempSync(join(tmpdir(), 'ashlar-options-')), 'config.json');
+  const path = join(directory, `config-${++configs}.json`);
   writeFileSync(path, typeof content === 'string' ? content : JSON.stringify(content));
   return path;
 }

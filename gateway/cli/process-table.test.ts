@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -22,6 +22,7 @@ async function until(condition: () => boolean): Promise<boolean> {
 
 test('a process that dies keeps its row, and one started by hand in its place is found and lost again', async (t) => {
   const directory = mkdtempSync(join(tmpdir(), 'ashlar-table-'));
+  t.teardown(() => rmSync(directory, { recursive: true }));
   const statusFile = join(directory, 'daemon-2.json');
   const table = new ProcessTable(directory);
   t.teardown(() => table.close());
@@ -56,6 +57,7 @@ test('a process that dies keeps its row, and one started by hand in its place is
 
 test('a status file that names a stranger is not believed', async (t) => {
   const directory = mkdtempSync(join(tmpdir(), 'ashlar-table-'));
+  t.teardown(() => rmSync(directory, { recursive: true }));
   const statusFile = join(directory, 'daemon-2.json');
   const table = new ProcessTable(directory);
   t.teardown(() => table.close());

@@ -1,11 +1,15 @@
-import { mkdtempSync, readdirSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { UsageError } from '../../cluster/world/options.ts';
 import { saveSettings, settingsFor, type UpOptions, wantedImages } from './up-settings.ts';
 
-const directory = (): string => mkdtempSync(join(tmpdir(), 'ashlar-settings-'));
+function directory(t: ExecutionContext): string {
+  const path = mkdtempSync(join(tmpdir(), 'ashlar-settings-'));
+  t.teardown(() => rmSync(path, { recursive: true }));
+  return path;
+}
 const options = (given: Partial<UpOptions> = {}): UpOptions => ({
   dir: '.',
   daemons: undefined,
@@ -17,12 +21,13 @@ const options = (given: Partial<UpOptions> = {}): UpOptions => ({
   nbd: undefined,
   nbdUnix: undefined,
   restart: false,
+  stopWithParent: false,
   logLevel: 'info',
   ...given,
 });
 
 test('a new directory gets three daemons, two replicas, ports of its own, and nothing is written yet', async (t) => {
-  const path = directory();
+  const path = directory(t);
   const { settings, isNew } = await settingsFor(path, options());
   t.true(isNew);
   t.is(settings.daemons, 3);
@@ -35,7 +40,7 @@ test('a new directory gets three daemons, two replicas, ports of its own, and no
 });
 
 test('the next start has the same settings, may add daemons and move the NBD address', async (t) => {
-  const path = directory();
+  const path = directory(t);
   const first = (await settingsFor(path, options({ nbd: '127.0.0.1:0' }))).settings;
   saveSettings(path, first);
   const same = await settingsFor(path, options({ nbd: '127.0.0.1:0' }));
@@ -49,7 +54,7 @@ test('the next start has the same settings, may add daemons and move the NBD add
 });
 
 test('what contradicts the directory is refused with what it was made with', async (t) => {
-  const path = directory();
+  const path = directory(t);
   saveSettings(path, (await settingsFor(path, options({ daemons: 4, durability: 'sync' }))).settings);
   const cases: [Partial<UpOptions>, RegExp][] = [
     [{ daemons: 3 }, /has 4, and fewer would leave data out/],

@@ -26,6 +26,7 @@ export const UP_OPTIONS = [
   { name: 'nbd', kind: 'string', help: 'NBD address, "none" for no TCP; default 127.0.0.1:10809' },
   { name: 'nbd-unix', kind: 'string', help: 'NBD unix socket, besides or instead of TCP' },
   { name: 'restart', kind: 'flag', default: false, help: 'start a process that dies again' },
+  { name: 'stop-with-parent', kind: 'flag', default: false, help: 'stop when standard input ends' },
   { name: 'log-level', kind: 'string', default: 'info', help: 'of all processes: debug, info, warn, error' },
 ] as const satisfies readonly OptionSpec[];
 export type UpOptions = Options<typeof UP_OPTIONS>;

@@ -29,16 +29,21 @@ export async function up(options: UpOptions): Promise<never> {
     await cluster.stop();
     process.exit(exitCode);
   }
-  for (const name of ['SIGINT', 'SIGTERM'] as const)
-    process.on(name, () => {
-      if (stopping) {
-        say(`${name} again: killing all`);
-        cluster.killAll();
-        process.exit(EXIT_FAILED);
-      }
-      say(`${name}: stopping`);
-      void stop(0);
-    });
+  function onStop(why: string): void {
+    if (stopping) {
+      say(`${why} again: killing all`);
+      cluster.killAll();
+      process.exit(EXIT_FAILED);
+    }
+    say(`${why}: stopping`);
+    void stop(0);
+  }
+  for (const name of ['SIGINT', 'SIGTERM'] as const) process.on(name, () => onStop(name));
+  if (options.stopWithParent) {
+    process.stdin.on('end', () => stopping || onStop('standard input ended'));
+    process.stdin.on('error', () => stopping || onStop('standard input broke'));
+    process.stdin.resume();
+  }
   process.stdout.on('error', () => {}); // who started us may not read on
 
   try {

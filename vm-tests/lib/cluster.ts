@@ -40,6 +40,9 @@ export interface ClusterOptions {
   more?: string[];
 }
 
+/** They stop when the test's process is gone, however that came. */
+const tied = (): NodeJS.ProcessEnv => ({ ...environment(), ASHLAR_STOP_WITH_PARENT: '1' });
+
 /** A cluster that does not serve within this time has failed to start. */
 const READY_MS = 45_000;
 /** `ashlar up` stops everything within this time. */
@@ -130,7 +133,7 @@ export class Cluster {
     );
   }
   #startByHand(entry: ProcessEntry): Running {
-    const running = new Running(entry.argv[0]!, entry.argv.slice(1), { cwd: entry.cwd });
+    const running = new Running(entry.argv[0]!, entry.argv.slice(1), { cwd: entry.cwd, environment: tied() });
     this.#byHand.push(running);
     return running;
   }
@@ -206,7 +209,7 @@ export class Cluster {
     }
   }
   #launch(): Running {
-    return new Running(ASHLAR, this.#argv);
+    return new Running(ASHLAR, this.#argv, { environment: tied() });
   }
   async #awaitReady(): Promise<void> {
     await until(
@@ -228,7 +231,7 @@ export class Cluster {
 
 /** A role started by hand, as `ashlar ROLE …`; resolves when it serves, with its address. Killed after the test. */
 export async function startRole(t: ExecutionContext, ...args: string[]): Promise<{ role: Running; address: string }> {
-  const role = new Running(ASHLAR, args);
+  const role = new Running(ASHLAR, args, { environment: tied() });
   t.teardown(() => role.end());
   await until(`${args[0]} serves`, 30_000, () => {
     if (role.hasEnded) throw new Error(`ashlar ${args.join(' ')} ended:\n${role.stderr}`);

@@ -1,6 +1,6 @@
 // Programs that a test starts: run to the end with a time limit, or kept running and ended by their pid.
 //
-// Whatever is still alive when the test process ends is killed then, by pid or by the process group that we made: a
+// Whatever is still alive when the test process ends or is told to end is killed then, by pid or by the process group that we made: a
 // failed test leaves nothing behind. Nothing is ever ended by name.
 
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -23,8 +23,13 @@ const PATH = [process.env.PATH ?? '', '/usr/sbin', '/sbin', '/usr/bin', '/bin'].
 export const environment = (): NodeJS.ProcessEnv => ({ ...process.env, PATH, LC_ALL: 'C' });
 
 const alive = new Set<Running>();
-process.on('exit', () => {
+function killAlive(): void {
   for (const running of alive) running.kill('SIGKILL');
+}
+process.on('exit', killAlive);
+process.on('SIGTERM', () => {
+  killAlive();
+  process.exit(1);
 });
 
 /** A program that goes on while the test does other things. Its output is kept, as text. */
