@@ -12,7 +12,7 @@ import { checkFree } from './addresses.ts';
 import { openMaster } from './control.ts';
 import { type ProcessEntry, ProcessTable, readProcesses, runsArgv } from './process-table.ts';
 import { type Listening, RoleProcess } from './role-process.ts';
-import { roleMain } from './roles.ts';
+import { NODE_OPTIONS_OF_ROLES, roleMain } from './roles.ts';
 import { POOL_NAME, type Settings, type WantedImage } from './up-settings.ts';
 
 /** Processes that an `ashlar up` left behind when it was killed stop by themselves; wait this long before saying no. */
@@ -144,6 +144,7 @@ export class UpCluster {
     rmSync(statusFile, { force: true });
     const argv = [
       process.execPath,
+      ...NODE_OPTIONS_OF_ROLES,
       roleMain(role),
       ...args,
       '--log-level',
