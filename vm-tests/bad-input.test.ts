@@ -6,10 +6,10 @@ import { mkdirSync } from 'node:fs';
 import { connect, type NetConnectOpts } from 'node:net';
 import { join } from 'node:path';
 import test from 'ava';
-import { Cluster, runAshlar, startRole } from './lib/cluster.ts';
+import { Cluster, runAshlar, startRole, startRoleOnSmallDisk } from './lib/cluster.ts';
 import { brokenPromises, Load } from './lib/load.ts';
 import { Command, NbdClient, NbdError } from './lib/nbd-client.ts';
-import { type Running, run, runWell, sleep, temporaryDirectory, testUnless, until } from './lib/processes.ts';
+import { type Running, sleep, temporaryDirectory, testUnless, until } from './lib/processes.ts';
 import { BLOCK, stampedBlock } from './lib/stamps.ts';
 
 const EINVAL = 22;
@@ -124,29 +124,27 @@ testUnless(test, NODE_NOT_ROOT)(
     t.timeout(120_000);
     const directory = temporaryDirectory(t, 'full');
     const roles: Running[] = [];
-    const start = async (...args: string[]): Promise<string> => {
-      const { role, address } = await startRole(t, ...args);
-      roles.push(role);
-      return address;
-    };
-    const master = await start('master', '--dir', join(directory, 'master'), '--listen', '127.0.0.1:0');
+    const master = await startRole(t, 'master', '--dir', join(directory, 'master'), '--listen', '127.0.0.1:0');
+    roles.push(master.role);
     for (const id of [1, 2]) {
       const disk = join(directory, `disk-${id}`);
       mkdirSync(disk);
-      await runWell(t, 'mount', ['-t', 'tmpfs', '-o', 'size=160m', 'tmpfs', disk]);
-      t.teardown(() => run('umount', ['-l', disk]).then(() => {}));
-      await start('daemon', '--dir', disk, '--master', master, '--domain', `d${id}`, '--log-size', '32M');
+      // A socket on a disk that only one process sees can't be reached by the others.
+      const options = ['--dir', disk, '--master', master.address, '--domain', `d${id}`, '--unix', 'none'];
+      options.push('--log-size', '32M');
+      roles.push((await startRoleOnSmallDisk(t, disk, '160m', 'daemon', ...options)).role);
     }
     const ashlar = async (...args: string[]) => {
-      const finished = await runAshlar(...args, '--master', master);
+      const finished = await runAshlar(...args, '--master', master.address);
       t.is(finished.code, 0, finished.stderr);
       return finished.stdout;
     };
     await ashlar('pool', 'create', 'default', '--pg-count', '16');
     await ashlar('image', 'create', 'disk', '--size', '1G');
-    const address = await start('nbd', '--master', master, '--listen', '127.0.0.1:0');
+    const gateway = await startRole(t, 'nbd', '--master', master.address, '--listen', '127.0.0.1:0');
+    roles.push(gateway.role);
 
-    const client = await NbdClient.open(address, 'disk');
+    const client = await NbdClient.open(gateway.address, 'disk');
     const written: number[] = [];
     let refused: NbdError | null = null;
     for (let block = 0; block < 100_000 && refused === null; block += 64) {

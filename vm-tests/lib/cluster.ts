@@ -230,11 +230,27 @@ export class Cluster {
 }
 
 /** A role started by hand, as `ashlar ROLE …`; resolves when it serves, with its address. Killed after the test. */
-export async function startRole(t: ExecutionContext, ...args: string[]): Promise<{ role: Running; address: string }> {
-  const role = new Running(ASHLAR, args, { environment: tied() });
+export function startRole(t: ExecutionContext, ...args: string[]): Promise<{ role: Running; address: string }> {
+  return serving(t, new Running(ASHLAR, args, { environment: tied() }), args[0]!);
+}
+/**
+ * The same with a memory file system of `size` mounted at `directory`, which only this role sees: it is gone when the
+ * role is, however that came. Needs root.
+ */
+export function startRoleOnSmallDisk(
+  t: ExecutionContext,
+  directory: string,
+  size: string,
+  ...args: string[]
+): Promise<{ role: Running; address: string }> {
+  const script = `mount -t tmpfs -o size=${size} tmpfs "$0" && exec "$@"`;
+  const argv = ['--mount', 'sh', '-c', script, directory, ASHLAR, ...args];
+  return serving(t, new Running('unshare', argv, { environment: tied() }), args[0]!);
+}
+async function serving(t: ExecutionContext, role: Running, name: string): Promise<{ role: Running; address: string }> {
   t.teardown(() => role.end());
-  await until(`${args[0]} serves`, 30_000, () => {
-    if (role.hasEnded) throw new Error(`ashlar ${args.join(' ')} ended:\n${role.stderr}`);
+  await until(`${name} serves`, 30_000, () => {
+    if (role.hasEnded) throw new Error(`${name} ended:\n${role.stderr}`);
     return role.stdout.includes('\n');
   });
   const { address } = JSON.parse(role.stdout.slice('listening '.length)) as { address: string };
