@@ -4,7 +4,7 @@
 //   take(n) -> whoever reads or receives a payload -> ... -> give(view), by the last one who looks at it
 //
 // Giving back is never a duty: what is not given is collected as any other buffer. But giving too early is corruption,
-// so only four places do it, each the end of a payload's life: a reply that was sent (sockets.ts), an entry that is
+// so only few places do it, each the end of a payload's life: a reply that was sent (sockets.ts), an entry that is
 // committed or logged (serving.ts, member.ts), a change that is flushed (unflushed.ts), an NBD reply that was sent
 // (outbox.ts). What they hold may come from elsewhere (a view of a receive slab, a shared buffer of zeros): the pool
 // knows its own and ignores the rest. In simulations given memory is overwritten, so that a late reader finds garbage.
