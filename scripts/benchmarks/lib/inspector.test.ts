@@ -12,7 +12,11 @@ test('two running processes are profiled at once and again, without a restart, a
   t.teardown(() => rmSync(directory, { recursive: true }));
   const start = (name: string) => {
     const program = `
-      function ${name}() { const end = performance.now() + 10; let kept; while (performance.now() < end) kept = [kept === 1]; return kept; }
+      let kept;
+      function ${name}() {
+        const end = performance.now() + 10;
+        while (performance.now() < end) for (let i = 0; i < 1000; i++) kept = [i]; // most of the time is its own
+      }
       setInterval(${name}, 20);
       console.error('started');`;
     const logPath = join(directory, `${name}.log`);
