@@ -34,7 +34,7 @@ test('memory from elsewhere is ignored: shared zeros stay what they are', (t) =>
 
 test('small and huge lengths are allocated as asked, and ignored when given', (t) => {
   const pool = new BufferPool();
-  for (const length of [0, 1, 4096, 32 * 1024 - 1, 4 * MiB + 1]) {
+  for (const length of [0, 1, 4095, 4 * MiB + 1]) {
     const taken = pool.take(length);
     t.is(taken.length, length);
     pool.give(taken);
@@ -45,9 +45,9 @@ test('small and huge lengths are allocated as asked, and ignored when given', (t
 test('with poison small ones are pooled too', (t) => {
   const pool = new BufferPool();
   pool.poison = true;
-  const taken = pool.take(4096);
+  const taken = pool.take(16);
   pool.give(taken);
-  t.is(pool.take(4096).buffer, taken.buffer);
+  t.is(pool.take(16).buffer, taken.buffer);
 });
 
 test('no more than the limit is kept free', (t) => {
@@ -58,6 +58,14 @@ test('no more than the limit is kept free', (t) => {
   let again = 0;
   for (let i = 0; i < 20; i++) if (known.has(pool.take(4 * MiB).buffer)) again++;
   t.is(again, 8);
+});
+
+test('memory for small payloads finds room although large ones fill the pool', (t) => {
+  const pool = new BufferPool();
+  for (const buffer of Array.from({ length: 20 }, () => pool.take(4 * MiB))) pool.give(buffer);
+  const small = pool.take(4096);
+  pool.give(small);
+  t.is(pool.take(4096).buffer, small.buffer);
 });
 
 test('with poison a late reader finds garbage', (t) => {

@@ -1,4 +1,5 @@
 import test from 'ava';
+import xxhash from 'xxhash-wasm';
 import { blockChecksum, blockSeed, firstMismatch, hashBytes, NO_DATA, payloadChecksums } from './checksum.ts';
 import { BLOCK_BYTES } from './limits.ts';
 
@@ -7,6 +8,17 @@ test('the hash is xxHash32 with seed 0, as its specification has it', (t) => {
   t.is(hashBytes(Buffer.from('a')), 0x550d7456);
   t.is(hashBytes(Buffer.from('abc')), 0x32d153ff);
   t.is(hashBytes(Buffer.from('Nobody inspects the spammish repetition')), 0xe2293b2f);
+});
+
+test('short inputs, hashed without the library, have the hash the library gives them, wherever they lie', async (t) => {
+  const { h32Raw } = await xxhash();
+  const bytes = Buffer.from(Array.from({ length: 1_000 }, (_, i) => (i * i * 31) >> 3));
+  for (let length = 0; length <= 400; length++)
+    for (const start of [0, 1, 93, 600 - length]) {
+      const expected = h32Raw(bytes.subarray(start, start + length), 0);
+      if (hashBytes(bytes, start, start + length) !== expected) return t.fail(`${length} bytes at ${start}`);
+    }
+  return t.pass();
 });
 
 test('the checksum of a block tells its place: image, object and block number', (t) => {

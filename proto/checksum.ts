@@ -5,11 +5,18 @@
 
 import xxhash from 'xxhash-wasm';
 import { BLOCK_BYTES } from './limits.ts';
+import { smallHash } from './small-hash.ts';
 
 const { h32Raw } = await xxhash();
 
-/** xxHash32 of bytes, 0 to 2^32 - 1. */
-export const hashBytes = (bytes: Uint8Array): number => h32Raw(bytes, 0);
+/** Up to here smallHash() is faster than a call of the library. */
+const SMALL_BYTES_MAX = 192;
+
+/** xxHash32, seed 0, of bytes [start, end): 0 to 2^32 - 1. */
+export function hashBytes(bytes: Uint8Array, start = 0, end = bytes.length): number {
+  if (end - start <= SMALL_BYTES_MAX) return smallHash(bytes, start, end);
+  return h32Raw(start === 0 && end === bytes.length ? bytes : bytes.subarray(start, end), 0);
+}
 
 /** Checksum value that means "this block holds no data and reads as zeros". */
 export const NO_DATA = 0;
@@ -32,10 +39,8 @@ export function payloadChecksums(payload: Buffer, image: number, object: number,
   const blocks = payload.length / BLOCK_BYTES;
   const sums = Buffer.allocUnsafe(blocks * 4);
   const first = offset / BLOCK_BYTES;
-  for (let i = 0; i < blocks; i++) {
-    const at = i * BLOCK_BYTES;
-    sums.writeUInt32LE(blockChecksum(payload.subarray(at, at + BLOCK_BYTES), image, object, first + i), i * 4);
-  }
+  for (let i = 0; i < blocks; i++)
+    sums.writeUInt32LE(blockChecksum(blockOf(payload, i), image, object, first + i), i * 4);
   return sums;
 }
 
@@ -49,8 +54,11 @@ export function firstMismatch(payload: Buffer, sums: Buffer, image: number, obje
   for (let i = 0; i < blocks; i++) {
     const expected = sums.readUInt32LE(i * 4);
     if (expected === NO_DATA) continue;
-    const at = i * BLOCK_BYTES;
-    if (blockChecksum(payload.subarray(at, at + BLOCK_BYTES), image, object, first + i) !== expected) return i;
+    if (blockChecksum(blockOf(payload, i), image, object, first + i) !== expected) return i;
   }
   return -1;
 }
+
+/** Block `index` of a payload; most payloads are one block. */
+const blockOf = (payload: Buffer, index: number): Buffer =>
+  payload.length === BLOCK_BYTES ? payload : payload.subarray(index * BLOCK_BYTES, (index + 1) * BLOCK_BYTES);

@@ -163,13 +163,13 @@ export function encodeHeader(target: Buffer, at: number, frame: Frame): void {
   target.writeUInt32LE(frame.payload === null ? 0 : frame.payload.length, at + 72);
   target.writeUInt32LE(frame.meta === null ? 0 : hashBytes(frame.meta), at + 76);
   target.fill(0, at + 80, at + 92);
-  target.writeUInt32LE(hashBytes(target.subarray(at, at + 92)), at + 92);
+  target.writeUInt32LE(hashBytes(target, at, at + 92), at + 92);
 }
 
 /** Why the 96 bytes at `at` are not a header that we speak, or null if they are. */
 export function invalidHeader(from: Buffer, at: number): string | null {
   if (from.readUInt32LE(at) !== FRAME_MAGIC) return 'not an Ashlar frame';
-  if (from.readUInt32LE(at + 92) !== hashBytes(from.subarray(at, at + 92))) return 'header checksum is wrong';
+  if (from.readUInt32LE(at + 92) !== hashBytes(from, at, at + 92)) return 'header checksum is wrong';
   if (from[at + 4] !== FRAME_VERSION) return `frame version ${from[at + 4]}, this side speaks ${FRAME_VERSION}`;
   if (!OPS_KNOWN.has(from[at + 5]!)) return `unknown operation ${from[at + 5]}`;
   // A sequence number that is none of ours would read as NaN, and NaN passes comparisons that it should fail.

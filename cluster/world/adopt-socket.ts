@@ -5,6 +5,12 @@
 
 import { Socket } from 'node:net';
 
+/**
+ * Where sockets read to unless they have a better place: one block for all of them, because whoever gets the bytes has
+ * looked at all of them, or copied what it keeps, before it returns to the event loop.
+ */
+export const READ_SLAB = Buffer.allocUnsafeSlow(256 * 1024);
+
 export interface OnRead {
   /** Where the next read goes. */
   readonly buffer: () => Buffer;

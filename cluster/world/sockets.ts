@@ -1,43 +1,30 @@
 // The Network port on real sockets: TCP, or a unix socket between processes of one machine.
 //
-// Frames sent during one turn of the event loop leave together: headers, metas and small payloads are copied into one
-// buffer, large payloads go as they are, and all of it is one writev. At depth 32 this is what keeps a 4 KiB request
-// from costing a system call of its own.
+// Frames sent during one turn of the event loop leave together, in one system call (proto/outbox.ts): at depth 32 this is
+// what keeps a 4 KiB request from costing one of its own.
 //
 // Whoever does not read its answers gets to ask nothing more: an accepted connection with too much unsent stops reading
 // until all of it is sent. The side that connected always reads, so the two never wait for each other.
 
 import { existsSync, unlinkSync } from 'node:fs';
 import { type AddressInfo, createServer, Socket, connect as socketConnect } from 'node:net';
-import { payloadPool } from '../../proto/buffer-pool.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { encodeHeader, type Frame, HEADER_BYTES } from '../../proto/frame.ts';
 import { FRAME_PAYLOAD_MAX } from '../../proto/limits.ts';
+import { Outbox, SlabPool } from '../../proto/outbox.ts';
 import type { Connection, ConnectionEvents, Listener, Network } from '../../proto/ports.ts';
-import { adoptSocket, type OnRead } from './adopt-socket.ts';
+import { adoptSocket, type OnRead, READ_SLAB } from './adopt-socket.ts';
 import { FrameDecoder } from './frame-decoder.ts';
 
-/** Payloads up to this size are copied next to their header: one memcpy is cheaper than one more part of a writev. */
-const COPY_BYTES_MAX = 16 * 1024;
-/**
- * Sends are put together in slabs that are used again: buffers outside the JavaScript heap that come and go at a few
- * hundred MB/s would keep the garbage collector busy with a third of a core. A send that does not fit gets its own.
- */
-const SLAB_BYTES = 256 * 1024;
-const SLABS_KEPT = 16;
-const slabs: Buffer[] = [];
-/** Reads go into slabs too: what nobody keeps is overwritten by the next read, what is kept is stepped over. */
-const READ_SLAB_BYTES = 256 * 1024;
-/** A slab with less room than this is left to those who keep views of it. */
-const READ_BYTES_MIN = 64 * 1024;
-/** Payload bytes of answers that may wait for one slow reader. Twice the largest payload. */
+/** Bytes of answers that may wait for one slow reader. Twice the largest payload. */
 const UNSENT_BYTES_MAX = 2 * FRAME_PAYLOAD_MAX;
 /** A peer that takes nothing of what is left to send gets so long after close(). */
 const LINGER_MS = 5_000;
 /** An idle connection is probed after this, so that a peer whose machine is gone does not stay for ever. */
 const KEEPALIVE_MS = 30_000;
 const UNIX = 'unix:';
-const NO_BYTES = Buffer.alloc(0);
+const slabs = new SlabPool();
+const NOTHING = (): void => {};
 
 export function createNetwork(): Network {
   return { listen, connect };
@@ -121,13 +108,11 @@ class SocketConnection implements Connection {
   readonly #socket: Socket;
   readonly #decoder: FrameDecoder;
   readonly #accepted: boolean;
-  /** Where reads go; bytes before #readAt are kept by somebody. */
-  #readSlab = NO_BYTES;
-  #readAt = 0;
-  /** The socket reads into the decoder's target at present, not into the slab. */
+  readonly #outbox = new Outbox(this, slabs, NOTHING);
+  /** The socket reads into the decoder's target at present, not into READ_SLAB. */
   #direct = false;
-  #queue: Frame[] = [];
-  #queuedBytes = 0;
+  /** The outbox will be sent when this turn of the loop is over. */
+  #flushing = false;
   /** Too much is unsent: nothing is read. */
   #throttled = false;
   #closed = false;
@@ -152,34 +137,42 @@ class SocketConnection implements Connection {
   #nextTarget(): Buffer {
     const target = this.#decoder.target();
     this.#direct = target !== null;
-    if (target !== null) return target;
-    if (this.#readSlab.length - this.#readAt < READ_BYTES_MIN) {
-      this.#readSlab = Buffer.allocUnsafeSlow(READ_SLAB_BYTES);
-      this.#readAt = 0;
-    }
-    return this.#readAt === 0 ? this.#readSlab : this.#readSlab.subarray(this.#readAt);
+    return target ?? READ_SLAB;
   }
 
   #onRead(bytes: number): boolean {
-    if (this.#direct) this.#received(this.#decoder.filled(bytes));
-    else {
-      const end = this.#readAt + bytes;
-      this.#received(this.#decoder.push(this.#readSlab.subarray(this.#readAt, end)));
-      if (this.#decoder.kept) this.#readAt = (end + 7) & ~7;
-    }
+    this.#received(this.#direct ? this.#decoder.filled(bytes) : this.#decoder.push(READ_SLAB.subarray(0, bytes)));
     return true;
   }
 
   send(frame: Frame): void {
     if (this.#closed) return;
-    if (this.#queue.length === 0) setImmediate(this.#flushBound);
-    this.#queue.push(frame);
-    if (!this.#accepted || frame.payload === null) return;
-    this.#queuedBytes += frame.payload.length;
-    if (this.#throttled || this.#queuedBytes + this.#socket.writableLength <= UNSENT_BYTES_MAX) return;
+    const outbox = this.#outbox;
+    const slab = outbox.room(HEADER_BYTES);
+    const at = outbox.position;
+    encodeHeader(slab, at, frame);
+    outbox.advance(at + HEADER_BYTES);
+    if (frame.meta !== null) outbox.append(frame.meta, false);
+    if (frame.payload !== null) outbox.append(frame.payload, frame.givePayload);
+    if (!this.#flushing) {
+      this.#flushing = true;
+      setImmediate(this.#flushBound);
+    }
+    if (!this.#accepted || this.#throttled) return;
+    if (outbox.waitingBytes + outbox.unsentBytes <= UNSENT_BYTES_MAX) return;
     this.#throttled = true;
     this.#socket.pause();
     this.#decoder.pause();
+  }
+
+  /** For the outbox. */
+  write(buffers: readonly Buffer[], sent: () => void): void {
+    const socket = this.#socket;
+    const last = buffers.length - 1;
+    if (last > 0) socket.cork();
+    for (let i = 0; i < last; i++) socket.write(buffers[i]!);
+    socket.write(buffers[last]!, sent);
+    if (last > 0) socket.uncork();
   }
 
   close(): void {
@@ -207,52 +200,13 @@ class SocketConnection implements Connection {
   #end(reason: string): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#queue.length = 0;
     this.#decoder.stop();
     this.#socket.destroy();
     this.events?.onClose(reason);
   }
 
   #flush(): void {
-    const frames = this.#queue;
-    if (this.#closed || frames.length === 0) return;
-    this.#queue = [];
-    this.#queuedBytes = 0;
-    let copied = 0;
-    for (const frame of frames) copied += HEADER_BYTES + (frame.meta?.length ?? 0) + smallPayloadBytes(frame);
-    const slab = copied <= SLAB_BYTES;
-    const buffer = slab ? (slabs.pop() ?? Buffer.allocUnsafeSlow(SLAB_BYTES)) : Buffer.allocUnsafeSlow(copied);
-    // Called when all of it is sent, or can't be: writes of one socket end in order.
-    const given: Buffer[] = [];
-    const sent = (): void => {
-      if (slab && slabs.length < SLABS_KEPT) slabs.push(buffer);
-      for (const payload of given) payloadPool.give(payload);
-    };
-    let at = 0;
-    let start = 0;
-    this.#socket.cork();
-    for (let i = 0; i < frames.length; i++) {
-      const frame = frames[i]!;
-      encodeHeader(buffer, at, frame);
-      at += HEADER_BYTES;
-      if (frame.meta !== null) at += frame.meta.copy(buffer, at);
-      if (frame.payload === null) continue;
-      if (frame.payload.length <= COPY_BYTES_MAX) {
-        at += frame.payload.copy(buffer, at);
-        if (frame.givePayload) payloadPool.give(frame.payload);
-      } else {
-        this.#socket.write(buffer.subarray(start, at));
-        const { payload } = frame;
-        if (frame.givePayload) given.push(payload);
-        this.#socket.write(payload, i === frames.length - 1 ? sent : undefined);
-        start = at;
-      }
-    }
-    if (at > start) this.#socket.write(buffer.subarray(start, at), sent);
-    this.#socket.uncork();
+    this.#flushing = false;
+    if (!this.#closed) this.#outbox.send();
   }
-}
-
-function smallPayloadBytes(frame: Frame): number {
-  return frame.payload !== null && frame.payload.length <= COPY_BYTES_MAX ? frame.payload.length : 0;
 }

@@ -19,8 +19,6 @@ export const OPTIONS_MAX = 64;
 export const PAYLOAD_BYTES_MAX = 32 * MiB;
 /** Largest WRITE that is read to its end only to refuse it; a larger one ends the connection. */
 export const WRITE_DRAIN_MAX = 128 * MiB;
-/** A WRITE's payload may be a view of the chunk it came in, unless it would keep this many times its size alive. */
-export const VIEW_PINS_MAX = 32;
 
 /** Longest text in an error chunk or an error reply to an option. */
 export const MESSAGE_BYTES_MAX = 512;

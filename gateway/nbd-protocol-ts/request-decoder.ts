@@ -4,14 +4,15 @@
 //      │  └──> drain ────> header ...      a WRITE that is refused: its payload must still be read
 //      └─────> broken                      bad magic, or a WRITE too large even to drain
 //
-// A push parser without a copy where none is needed: a header that lies whole in a chunk is read in place, a payload
-// that lies whole in one is handed on as a view of it, a larger one is put together in a buffer of the announced
-// length. One RequestHeader object serves all requests: who keeps anything of it copies it during the call.
+// A push parser: a header that lies whole in a chunk is read in place, a payload is put together in memory that the
+// owner gives for it, so that nobody keeps a view of a chunk and one block of memory serves all reads. The rest of a large
+// payload need not be copied: it may be read straight into `target`. One RequestHeader object serves all requests: who
+// keeps anything of it copies it during the call.
 // Every request reaches the sink exactly once, as request() or as refused(), in the order of arrival.
 
 import assert from 'node:assert/strict';
 import { Command, commandName, Magic, Size } from './constants.ts';
-import { VIEW_PINS_MAX, WRITE_DRAIN_MAX } from './limits.ts';
+import { WRITE_DRAIN_MAX } from './limits.ts';
 import { readU64 } from './numbers.ts';
 import { type Refusal, type RequestRules, refusalOf } from './refusal.ts';
 
@@ -60,10 +61,8 @@ export class RequestDecoder {
   #refusal: Refusal | null = null;
   #state: number = State.HEADER;
   #held = false;
-  /** The last push() handed out payloads that are views of its chunk. */
-  tookViews = false;
 
-  /** @param allocate gives memory for a payload that chunks have cut, not filled; the sink's to keep */
+  /** @param allocate gives memory for a payload, not filled; the sink's to keep */
   constructor(sink: RequestSink, rules: RequestRules, allocate: (bytes: number) => Buffer = Buffer.allocUnsafeSlow) {
     this.#allocate = allocate;
     this.#sink = sink;
@@ -94,11 +93,10 @@ export class RequestDecoder {
 
   /**
    * Takes bytes of `chunk` from `at` on. Returns the position behind the last one taken: the end of the chunk, unless
-   * the sink called hold() or the stream is broken. The chunk must not be changed afterwards: payloads may be views.
+   * the sink called hold() or the stream is broken. Nothing refers to the chunk afterwards.
    */
   push(chunk: Buffer, at: number): number {
     this.#held = false;
-    this.tookViews = false;
     const end = chunk.length;
     while (at < end && !this.#held) {
       if (this.#state === State.HEADER) {
@@ -165,13 +163,9 @@ export class RequestDecoder {
       return at;
     }
     if (chunk.length - at >= lengthBytes) {
-      const view = chunk.subarray(at, at + lengthBytes);
-      if (chunk.length > lengthBytes * VIEW_PINS_MAX) {
-        this.#sink.request(header, Buffer.from(view));
-      } else {
-        this.tookViews = true;
-        this.#sink.request(header, view);
-      }
+      const payload = this.#allocate(lengthBytes);
+      chunk.copy(payload, 0, at, at + lengthBytes);
+      this.#sink.request(header, payload);
       return at + lengthBytes;
     }
     this.#payload = this.#allocate(lengthBytes);

@@ -23,19 +23,6 @@ export const INFLIGHT_BYTES_MAX = 32 * MiB;
 /** Requests of one connection that are in flight; past it, no more are read. */
 export const INFLIGHT_REQUESTS_MAX = 1_024;
 
-/** Replies are gathered in blocks of this size, to leave in one system call. */
-export const SLAB_BYTES = 256 * KiB;
-/** Blocks kept for the next turn; more are left to the collector. */
-export const SLABS_KEPT = 64;
-/** Data of a READ up to this size is copied next to its header; larger parts are sent as they are. */
-export const COPY_BYTES_MAX = 16 * KiB;
-
-/** What clients send is read into blocks of this size; the data of small WRITEs stays there until it is not needed. */
-export const READ_SLAB_BYTES = 256 * KiB;
-/** Room that a block must still have to be read into. */
-export const READ_BYTES_MIN = 32 * KiB;
-/** While a client haggles it gets less. */
-export const READ_HANDSHAKE_BYTES = 4 * KiB;
 /** The rest of a WRITE's data is read straight to its place if it is at least this long. */
 export const READ_DIRECT_BYTES_MIN = 32 * KiB;
 
@@ -52,7 +39,5 @@ export const PREFERRED_BLOCK_BYTES = 4 * KiB;
 
 assert(HANDSHAKES_MAX <= CONNECTIONS_MAX);
 assert(NBD_PAYLOAD_MAX <= INFLIGHT_BYTES_MAX);
-assert(COPY_BYTES_MAX + 64 <= SLAB_BYTES);
-assert(READ_BYTES_MIN <= READ_SLAB_BYTES);
 assert(HOLE_PIECE_BYTES % 2 ** OBJECT_ORDER_MAX === 0);
 assert(ZERO_PIECE_BYTES <= NBD_PAYLOAD_MAX);

@@ -3,6 +3,7 @@
 // Simple replies unless structured ones are negotiated. With these, READ and BLOCK_STATUS must be answered by chunks, and
 // every error is one, for the sake of its text; the success of all other commands stays a simple reply, which is shorter.
 
+import type { Outbox } from '../../proto/outbox.ts';
 import {
   BASE_ALLOCATION_ID,
   blockStatusBytes,
@@ -17,7 +18,6 @@ import {
   writeOffsetData,
   writeSimpleReply,
 } from '../nbd-protocol-ts/index.ts';
-import type { Outbox } from './outbox.ts';
 import type { NbdRequest } from './request.ts';
 
 export function writeReply(outbox: Outbox, request: NbdRequest, structured: boolean): void {
@@ -27,7 +27,7 @@ export function writeReply(outbox: Outbox, request: NbdRequest, structured: bool
   if (request.descriptors !== null) {
     const bytes = Buffer.allocUnsafe(blockStatusBytes(request.descriptors.length));
     writeBlockStatus(bytes, 0, cookieHigh, cookieLow, BASE_ALLOCATION_ID, request.descriptors);
-    return outbox.append(bytes);
+    return outbox.append(bytes, false);
   }
   const slab = outbox.room(Size.CHUNK_HEADER);
   const at = outbox.position;
@@ -47,7 +47,7 @@ function writeData(outbox: Outbox, request: NbdRequest, parts: readonly Buffer[]
       ? writeOffsetData(slab, at, cookieHigh, cookieLow, offset, lengthBytes)
       : writeSimpleReply(slab, at, 0, cookieHigh, cookieLow),
   );
-  for (let index = 0; index < parts.length; index++) outbox.append(parts[index]!);
+  for (let index = 0; index < parts.length; index++) outbox.append(parts[index]!, true);
 }
 
 function writeError(outbox: Outbox, request: NbdRequest, structured: boolean): void {

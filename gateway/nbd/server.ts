@@ -8,11 +8,11 @@ import { createServer, connect as netConnect, type Server, type Socket } from 'n
 import type { ImageClient } from '../../cluster/client/image.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { HANDSHAKE_MS } from '../../proto/limits.ts';
+import { SlabPool } from '../../proto/outbox.ts';
 import type { Clock, Log, Timer } from '../../proto/ports.ts';
 import { FailureLog } from './errno.ts';
 import { ExportTable } from './export-table.ts';
 import { CONNECTIONS_MAX, DRAIN_MS, HANDSHAKES_MAX, KEEP_ALIVE_MS } from './limits.ts';
-import { SlabPool } from './outbox.ts';
 import { Session, type SessionWorld } from './session.ts';
 import { SocketWire } from './socket-wire.ts';
 

@@ -13,6 +13,7 @@
 import type { Image } from '../../cluster/client/image.ts';
 import { payloadPool } from '../../proto/buffer-pool.ts';
 import { StorageError } from '../../proto/errors.ts';
+import { Outbox, type SlabPool } from '../../proto/outbox.ts';
 import type { Clock, Log } from '../../proto/ports.ts';
 import {
   Command,
@@ -32,9 +33,9 @@ import {
 import { errnoOf, type FailureLog } from './errno.ts';
 import type { ExportTable, ExportUser, SharedExport } from './export-table.ts';
 import { INFLIGHT_BYTES_MAX, INFLIGHT_REQUESTS_MAX, READ_DIRECT_BYTES_MIN, STATUS_BYTES_MAX } from './limits.ts';
-import { Outbox, type SlabPool, type Wire } from './outbox.ts';
 import { writeReply } from './reply-writer.ts';
 import { NbdRequest, type RequestOwner } from './request.ts';
+import type { Wire } from './wire.ts';
 import { isZeroing, stepZeroing } from './zeroing.ts';
 
 export interface SessionWorld {
@@ -106,12 +107,12 @@ export class Session implements HandshakeHost, RequestSink, RequestOwner, Export
 
   // --- from the wire
 
-  /** Returns whether the chunk is still needed: it must not be changed then, ever. */
-  receive(chunk: Buffer): boolean {
-    if (this.#state === 'closed' || this.#state === 'leaving') return false;
-    if (this.#backlog.push(chunk) > 1) return true;
-    this.#consume();
-    return this.#backlog.length > 0 || this.#decoder?.tookViews === true;
+  /** Nothing refers to `chunk` afterwards. */
+  receive(chunk: Buffer): void {
+    if (this.#state === 'closed' || this.#state === 'leaving') return;
+    if (this.#backlog.push(chunk) === 1) this.#consume();
+    const last = this.#backlog.length - 1;
+    if (last >= 0) this.#backlog[last] = Buffer.from(chunk);
   }
 
   /** Where the next bytes belong if they are the data of a large WRITE; null: hand them to receive(). */

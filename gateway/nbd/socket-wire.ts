@@ -1,21 +1,15 @@
 // A session's Wire on a socket: how bytes get in with the fewest copies, and out in one call.
 //
-// In: the socket reads into blocks that we choose (net.Socket's `onread`), not into a new 64 KiB one for each read.
-//
-//   slab:  [chunk: requests only, gone ->][chunk with the data of WRITEs, kept][next read goes here ...    ]
-//
-// A chunk that the session does not need any more is overwritten by the next read; one that it keeps views of is
-// stepped over. The rest of a large WRITE is read straight into its own buffer. If a future Node does not let a socket be
-// adopted, the socket it made is used, and each read costs its block.
+// In: all sockets of a process read into one block of memory (net.Socket's `onread`), since a session keeps nothing of
+// it; the rest of a large WRITE is read straight into its own buffer. If a future Node does not let a socket be adopted,
+// the socket it made is used, and each read costs a block of its own.
 
 import type { Socket } from 'node:net';
-import { adoptSocket } from '../../cluster/world/adopt-socket.ts';
+import { adoptSocket, READ_SLAB } from '../../cluster/world/adopt-socket.ts';
 import type { Clock, Log, Timer } from '../../proto/ports.ts';
-import { LINGER_MS, READ_BYTES_MIN, READ_HANDSHAKE_BYTES, READ_SLAB_BYTES } from './limits.ts';
-import type { Wire } from './outbox.ts';
+import { LINGER_MS } from './limits.ts';
 import type { Session } from './session.ts';
-
-const NO_BYTES = Buffer.alloc(0);
+import type { Wire } from './wire.ts';
 
 export class SocketWire implements Wire {
   readonly peer: string;
@@ -24,10 +18,7 @@ export class SocketWire implements Wire {
   readonly #accepted: Socket;
   #socket: Socket;
   #session: Session | null = null;
-  /** Where reads go. Bytes before #at are kept by the session. */
-  #slab: Buffer = NO_BYTES;
-  #at = 0;
-  /** The data of a WRITE that the socket reads into at present; null: the slab. */
+  /** The data of a WRITE that the socket reads into at present; null: READ_SLAB. */
   #target: Buffer | null = null;
   #lingering: Timer | null = null;
 
@@ -48,7 +39,7 @@ export class SocketWire implements Wire {
     });
     this.#socket = adopted ?? this.#accepted;
     const socket = this.#socket;
-    if (adopted === null) socket.on('data', (chunk: Buffer) => void session.receive(chunk));
+    if (adopted === null) socket.on('data', (chunk: Buffer) => session.receive(chunk));
     socket.on('end', () => session.streamEnded());
     socket.on('error', (error) => this.#log.debug(`connection failed: ${error.message}`, { peer: this.peer }));
     socket.on('close', () => {
@@ -85,24 +76,12 @@ export class SocketWire implements Wire {
   /** Called by the socket after each read. */
   #nextTarget(): Buffer {
     this.#target = this.#session!.target();
-    if (this.#target !== null) return this.#target;
-    if (this.#slab.length - this.#at < READ_BYTES_MIN) {
-      this.#slab = Buffer.allocUnsafeSlow(
-        this.#session!.state === 'handshake' ? READ_HANDSHAKE_BYTES : READ_SLAB_BYTES,
-      );
-      this.#at = 0;
-    }
-    return this.#at === 0 ? this.#slab : this.#slab.subarray(this.#at);
+    return this.#target ?? READ_SLAB;
   }
 
   #onRead(bytes: number): boolean {
-    if (this.#target !== null) {
-      this.#session!.filled(bytes);
-      return true;
-    }
-    const end = this.#at + bytes;
-    const kept = this.#session!.receive(this.#slab.subarray(this.#at, end));
-    if (kept) this.#at = (end + 7) & ~7;
+    if (this.#target !== null) this.#session!.filled(bytes);
+    else this.#session!.receive(READ_SLAB.subarray(0, bytes));
     return true;
   }
 }

@@ -1,31 +1,28 @@
-// Replies of one turn of the loop, gathered to leave the connection in one write.
+// What one connection has to say, gathered to leave in one write.
 //
-//   slab:   [reply][reply + 4 KiB][reply + 4 KiB][header]   [reply] ...
-//   sent:   ^------------- one buffer ------------------^ [1 MiB part as it is] ^----- ...
+//   slab:   [header][header + 4 KiB][header + 4 KiB][header]   [header] ...
+//   sent:   ^--------------- one buffer -------------------^ [1 MiB part as it is] ^----- ...
 //
 // Headers and small data are copied into slabs (a copy of 4 KiB costs less than one more element of a writev); large
 // parts are sent from where they are. A slab goes back to the pool when the socket has taken its bytes, so that at
-// a steady load nothing is allocated.
+// a steady load nothing is allocated. When to send is for the owner to say.
 
-import { payloadPool } from '../../proto/buffer-pool.ts';
-import { COPY_BYTES_MAX, SLAB_BYTES, SLABS_KEPT } from './limits.ts';
+import { payloadPool } from './buffer-pool.ts';
 
-/** Where a session's bytes go: a socket, or a test. */
-export interface Wire {
-  /** For log lines: who is at the other end. */
-  readonly peer: string;
+/** What is small is gathered in blocks of this size. */
+export const SLAB_BYTES = 256 * 1024;
+/** Free blocks kept; more are left to the collector. */
+const SLABS_KEPT = 32;
+/** Data up to this size is copied next to its header; larger parts are sent as they are. */
+export const COPY_BYTES_MAX = 16 * 1024;
+
+/** Where the bytes go: a socket, or a test. */
+export interface ByteSink {
   /** Sends the buffers in order. `sent` is called once, later, when they may be changed: also if the peer is gone. */
   write(buffers: readonly Buffer[], sent: () => void): void;
-  /** No bytes are handed in until resume(). */
-  pause(): void;
-  resume(): void;
-  /** Closes when everything written is sent. */
-  end(): void;
-  /** Closes at once. */
-  destroy(): void;
 }
 
-/** Slabs that are not in use. One pool serves all connections of a server. */
+/** Slabs that are not in use. One pool serves all connections of a process. */
 export class SlabPool {
   readonly #free: Buffer[] = [];
   /** Slabs taken and not given back: 0 when nobody has anything to send. */
@@ -44,17 +41,17 @@ export class SlabPool {
 /** What one write took along, and what is to be given back after it. Used again and again. */
 interface Batch {
   readonly buffers: Buffer[];
-  /** Those of the buffers that are parts of data as they were handed in. */
-  readonly parts: Buffer[];
+  /** Those of the buffers that go back to payloadPool. */
+  readonly given: Buffer[];
   readonly slabs: Buffer[];
   bytes: number;
   readonly sent: () => void;
 }
 
 export class Outbox {
-  readonly #wire: Wire;
+  readonly #sink: ByteSink;
   readonly #pool: SlabPool;
-  /** Called when bytes have left: there may be room for more requests. */
+  /** Called when bytes have left. */
   readonly #onSent: () => void;
   readonly #spare: Batch[] = [];
   #batch: Batch;
@@ -62,11 +59,16 @@ export class Outbox {
   /** Bytes of the slab before this are in the batch already. */
   #start = 0;
   #at = 0;
-  /** Bytes handed to the wire that it has not sent yet. */
+  /** Bytes handed to the sink that it has not sent yet. */
   unsentBytes = 0;
 
-  constructor(wire: Wire, pool: SlabPool, onSent: () => void) {
-    this.#wire = wire;
+  /** Bytes that wait for send(). */
+  get waitingBytes(): number {
+    return this.#batch.bytes + (this.#slab === null ? 0 : this.#at - this.#start);
+  }
+
+  constructor(sink: ByteSink, pool: SlabPool, onSent: () => void) {
+    this.#sink = sink;
     this.#pool = pool;
     this.#onSent = onSent;
     this.#batch = this.#newBatch();
@@ -91,22 +93,25 @@ export class Outbox {
     this.#at = to;
   }
 
-  /** Data behind what has been written so far. Not to be changed; its memory goes back to the pool when it is sent. */
-  append(part: Buffer): void {
+  /**
+   * Data behind what has been written so far; if it is large, not to be changed until it is sent.
+   * @param give its memory goes back to payloadPool once nobody looks at it any more
+   */
+  append(part: Buffer, give: boolean): void {
     if (part.length <= COPY_BYTES_MAX) {
       const slab = this.room(part.length);
-      slab.set(part, this.#at);
+      part.copy(slab, this.#at);
       this.#at += part.length;
-      payloadPool.give(part);
+      if (give) payloadPool.give(part);
       return;
     }
     this.#cut();
     this.#batch.buffers.push(part);
-    this.#batch.parts.push(part);
+    if (give) this.#batch.given.push(part);
     this.#batch.bytes += part.length;
   }
 
-  /** Hands everything to the wire. */
+  /** Hands everything to the sink. */
   send(): void {
     this.#cut();
     this.#slab = null;
@@ -114,7 +119,7 @@ export class Outbox {
     if (batch.buffers.length === 0) return;
     this.#batch = this.#spare.pop() ?? this.#newBatch();
     this.unsentBytes += batch.bytes;
-    this.#wire.write(batch.buffers, batch.sent);
+    this.#sink.write(batch.buffers, batch.sent);
   }
 
   /** Bytes of the slab that are written but not in the batch yet become one buffer of it. */
@@ -128,15 +133,15 @@ export class Outbox {
   #newBatch(): Batch {
     const batch: Batch = {
       buffers: [],
-      parts: [],
+      given: [],
       slabs: [],
       bytes: 0,
       sent: () => {
         for (const slab of batch.slabs) this.#pool.give(slab);
-        for (const part of batch.parts) payloadPool.give(part);
+        for (const part of batch.given) payloadPool.give(part);
         this.unsentBytes -= batch.bytes;
         batch.buffers.length = 0;
-        batch.parts.length = 0;
+        batch.given.length = 0;
         batch.slabs.length = 0;
         batch.bytes = 0;
         this.#spare.push(batch);
