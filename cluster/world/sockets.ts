@@ -1,7 +1,8 @@
 // The Network port on real sockets: TCP, or a unix socket between processes of one machine.
 //
 // Frames sent during one turn of the event loop leave together, in one system call (proto/outbox.ts): at depth 32 this is
-// what keeps a 4 KiB request from costing one of its own.
+// what keeps a 4 KiB request from costing one of its own. At depth 1 waiting for the end of the turn brings nothing and
+// costs a round of the loop: a connection whose waits were in vain sends at once for a while.
 //
 // Whoever does not read its answers gets to ask nothing more: an accepted connection with too much unsent stops reading
 // until all of it is sent. The side that connected always reads, so the two never wait for each other.
@@ -22,6 +23,10 @@ const UNSENT_BYTES_MAX = 2 * FRAME_PAYLOAD_MAX;
 const LINGER_MS = 5_000;
 /** An idle connection is probed after this, so that a peer whose machine is gone does not stay for ever. */
 const KEEPALIVE_MS = 30_000;
+/** After so many waits in a row that no other frame came for, */
+const VAIN_WAITS = 4;
+/** so many sends do not wait. */
+const HASTY_SENDS = 32;
 const UNIX = 'unix:';
 const slabs = new SlabPool();
 const NOTHING = (): void => {};
@@ -111,12 +116,18 @@ class SocketConnection implements Connection {
   readonly #outbox = new Outbox(this, slabs, NOTHING);
   /** The socket reads into the decoder's target at present, not into READ_SLAB. */
   #direct = false;
-  /** The outbox will be sent when this turn of the loop is over. */
+  /** The outbox will be sent. */
   #flushing = false;
+  /** Frames in the outbox, and those that were there when the wait for more began. */
+  #frames = 0;
+  #framesBefore = 0;
+  #vainWaits = 0;
+  #hastySends = 0;
   /** Too much is unsent: nothing is read. */
   #throttled = false;
   #closed = false;
-  readonly #flushBound = () => this.#flush();
+  readonly #onCallbackEnd = () => this.#waitOrFlush();
+  readonly #onTurnEnd = () => this.#endWait();
 
   /** @param open makes the socket, given what it must do with what it reads */
   constructor(open: (onread: OnRead) => Socket, peer: string, accepted: boolean) {
@@ -154,9 +165,10 @@ class SocketConnection implements Connection {
     outbox.advance(at + HEADER_BYTES);
     if (frame.meta !== null) outbox.append(frame.meta, false);
     if (frame.payload !== null) outbox.append(frame.payload, frame.givePayload);
+    this.#frames += 1;
     if (!this.#flushing) {
       this.#flushing = true;
-      setImmediate(this.#flushBound);
+      queueMicrotask(this.#onCallbackEnd);
     }
     if (!this.#accepted || this.#throttled) return;
     if (outbox.waitingBytes + outbox.unsentBytes <= UNSENT_BYTES_MAX) return;
@@ -205,8 +217,28 @@ class SocketConnection implements Connection {
     this.events?.onClose(reason);
   }
 
+  /** The callback that sent the first frame has returned; others of this turn of the loop may send more. */
+  #waitOrFlush(): void {
+    if (this.#hastySends > 0) {
+      this.#hastySends -= 1;
+      return this.#flush();
+    }
+    this.#framesBefore = this.#frames;
+    setImmediate(this.#onTurnEnd);
+  }
+
+  #endWait(): void {
+    if (this.#frames > this.#framesBefore) this.#vainWaits = 0;
+    else if (++this.#vainWaits === VAIN_WAITS) {
+      this.#vainWaits = 0;
+      this.#hastySends = HASTY_SENDS;
+    }
+    this.#flush();
+  }
+
   #flush(): void {
     this.#flushing = false;
+    this.#frames = 0;
     if (!this.#closed) this.#outbox.send();
   }
 }
