@@ -11,8 +11,8 @@
 /** Smaller ones are cheap to allocate; larger ones are rare. Powers of two between. */
 const POOLED_BYTES_MIN = 4 * 1024;
 const POOLED_BYTES_MAX = 4 * 1024 * 1024;
-/** Free memory kept for reuse, all sizes together. */
-const FREE_BYTES_MAX = 32 * 1024 * 1024;
+/** Free memory kept for reuse, all sizes together: a flush gives back up to UNFLUSHED_BYTES_MAX at once. */
+const FREE_BYTES_MAX = 40 * 1024 * 1024;
 /** What a given buffer is filled with when `poison` is on. */
 const POISON = 0xdb;
 
@@ -54,14 +54,20 @@ export class BufferPool {
     if (this.poison) whole.fill(POISON);
     this.#free[31 - Math.clz32(whole.length)]!.push(whole);
     this.#freeBytes += whole.length;
-    if (this.#freeBytes > FREE_BYTES_MAX) this.#dropLargest();
+    while (this.#freeBytes > FREE_BYTES_MAX) this.#dropOne();
   }
 
-  /** Large ones go first: after a time of large requests, memory for small ones must find room. */
-  #dropLargest(): void {
-    for (let order = this.#free.length - 1; this.#freeBytes > FREE_BYTES_MAX; order--)
-      while (this.#freeBytes > FREE_BYTES_MAX && this.#free[order]!.length > 0)
-        this.#freeBytes -= this.#free[order]!.pop()!.length;
+  /** From the size that holds most: what one kind of load has left behind makes room for the next kind. */
+  #dropOne(): void {
+    let most = 0;
+    let mostBytes = 0;
+    for (let order = 0; order < this.#free.length; order++) {
+      const bytes = this.#free[order]!.length * 2 ** order;
+      if (bytes <= mostBytes) continue;
+      most = order;
+      mostBytes = bytes;
+    }
+    this.#freeBytes -= this.#free[most]!.pop()!.length;
   }
 }
 

@@ -5,6 +5,7 @@ import { type Frame, newFrame, Op } from '../../proto/frame.ts';
 import type { DaemonEntry } from '../../proto/map.ts';
 import { encodeHello, type Hello } from '../../proto/peer-messages.ts';
 import type { Connection, ConnectionEvents, Network } from '../../proto/ports.ts';
+import { RequestTable } from '../../proto/request-table.ts';
 
 /** Checks in a row (one per second) without a word from a daemon that owes an answer: then it is asked with a PING, */
 const PING_AT = 1;
@@ -21,8 +22,7 @@ export class DaemonLink implements ConnectionEvents {
   readonly entry: DaemonEntry;
   readonly #onLost: (link: DaemonLink, reason: string) => void;
   readonly #connection: Connection;
-  readonly #waiting = new Map<number, ReplyHandler>();
-  #nextRequest = 1;
+  readonly #waiting = new RequestTable<ReplyHandler>();
   #heard = false;
   #quietChecks = 0;
   #over = false;
@@ -48,12 +48,14 @@ export class DaemonLink implements ConnectionEvents {
 
   /** Sends `frame` with a request number of its own, which it returns. */
   send(frame: Frame, handler: ReplyHandler): number {
-    const request = this.#nextRequest;
-    this.#nextRequest = request === 0xffffffff ? 1 : request + 1;
-    frame.request = request;
-    this.#waiting.set(request, handler);
+    frame.request = this.#waiting.add(handler);
     this.#connection.send(frame);
-    return request;
+    return frame.request;
+  }
+
+  /** Those who wait for an answer, in the order in which they asked. */
+  waiting(): ReplyHandler[] {
+    return this.#waiting.values();
   }
 
   /** Nobody wants the answer to this request any more. */
@@ -70,7 +72,7 @@ export class DaemonLink implements ConnectionEvents {
     }
     const handler = this.#waiting.get(reply.request);
     // An answer to a forgotten request is normal: the request went elsewhere meanwhile.
-    if (handler === undefined) return;
+    if (handler === null) return;
     if (reply.op !== Op.LIST || reply.status !== 0) this.#waiting.delete(reply.request);
     handler.onReply(reply, this);
   }
@@ -97,7 +99,7 @@ export class DaemonLink implements ConnectionEvents {
     this.#over = true;
     this.#connection.close();
     this.#onLost(this, reason);
-    const handlers = [...this.#waiting.values()];
+    const handlers = this.#waiting.values();
     this.#waiting.clear();
     for (const handler of handlers) handler.onLost(this);
   }

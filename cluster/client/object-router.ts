@@ -14,7 +14,7 @@ import { pgOfObject, type StorageMap } from '../../proto/map.ts';
 import { PROTOCOL_VERSION } from '../../proto/peer-messages.ts';
 import type { Clock, Log, Network, Timer } from '../../proto/ports.ts';
 import { DaemonLink } from './daemon-link.ts';
-import type { ObjectOp } from './object-op.ts';
+import { ObjectOp } from './object-op.ts';
 
 /** Pause before an operation that was refused for now is sent again. */
 const AGAIN_MS = 20;
@@ -30,8 +30,6 @@ export class ObjectRouter {
   session: SessionId = 0;
   map: StorageMap | null = null;
   readonly #links = new Map<DaemonId, DaemonLink>();
-  /** In flight: with a daemon. */
-  readonly #sent = new Set<ObjectOp>();
   /** Waiting for a map that gives their PG a primary, or for any newer map. */
   #parked = new Set<ObjectOp>();
   /** Waiting for room among SESSION_INFLIGHT_MAX and SESSION_INFLIGHT_BYTES_MAX. */
@@ -102,14 +100,12 @@ export class ObjectRouter {
     }
     op.since = entry.since;
     op.link = link;
-    this.#sent.add(op);
     op.request = link.send(op.frame(map.epoch, this.session), op);
     op.retry = true;
   }
 
   /** A daemon would not take it, or is gone. @param epoch the map that explains why, 0 if unknown */
   again(op: ObjectOp, epoch: Epoch): void {
-    this.#sent.delete(op);
     if (this.#stopped) return this.done(op, stoppedError());
     if (epoch > (this.map?.epoch ?? 0)) {
       this.#parked.add(op);
@@ -122,7 +118,6 @@ export class ObjectRouter {
   }
 
   done(op: ObjectOp, error: StorageError | null): void {
-    this.#sent.delete(op);
     this.#admitted -= 1;
     this.#admittedBytes -= op.carriedBytes;
     op.owner.onOpDone(op, error);
@@ -141,14 +136,13 @@ export class ObjectRouter {
       const entry = map.daemons.get(id);
       if (entry?.up !== true || entry.bootId !== link.entry.bootId) link.end('the map says that it is gone');
     }
-    for (const op of this.#sent) {
-      const entry = map.pgs.get(op.pg);
-      if (entry?.since === op.since) continue;
-      op.link?.forget(op.request);
-      op.link = null;
-      this.#sent.delete(op);
-      this.#parked.add(op);
-    }
+    for (const link of this.#links.values())
+      for (const op of link.waiting()) {
+        if (!(op instanceof ObjectOp) || map.pgs.get(op.pg)?.since === op.since) continue;
+        link.forget(op.request);
+        op.link = null;
+        this.#parked.add(op);
+      }
     const parked = [...this.#parked].sort((a, b) => a.seq - b.seq);
     this.#parked = new Set();
     for (const op of parked) this.#send(op);

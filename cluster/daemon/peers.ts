@@ -12,6 +12,7 @@ import type { DaemonId } from '../../proto/ids.ts';
 import type { DaemonEntry } from '../../proto/map.ts';
 import { encodeHello, type Hello } from '../../proto/peer-messages.ts';
 import type { Connection, ConnectionEvents, Network } from '../../proto/ports.ts';
+import { RequestTable } from '../../proto/request-table.ts';
 
 /** Checks in a row (one per heartbeat) without a word from a peer that owes an answer: then it is asked with a PING, */
 const PING_AT = 1;
@@ -30,8 +31,7 @@ export class PeerLink implements ConnectionEvents {
   readonly entry: DaemonEntry;
   readonly #onLost: (link: PeerLink, reason: string) => void;
   readonly #connection: Connection;
-  readonly #waiting = new Map<number, ReplyHandler>();
-  #nextRequest = 1;
+  readonly #waiting = new RequestTable<ReplyHandler>();
   /** The peer has said something on this connection, or at least since the last check. */
   #everHeard = false;
   #heard = false;
@@ -56,9 +56,7 @@ export class PeerLink implements ConnectionEvents {
   /** Sends `frame` with a request number of its own. */
   request(frame: Frame, handler: ReplyHandler): void {
     if (this.#over) return handler.onLost(this.entry.id);
-    frame.request = this.#nextRequest;
-    this.#nextRequest = this.#nextRequest === 0xffffffff ? 1 : this.#nextRequest + 1;
-    this.#waiting.set(frame.request, handler);
+    frame.request = this.#waiting.add(handler);
     this.#connection.send(frame);
   }
 
@@ -70,7 +68,7 @@ export class PeerLink implements ConnectionEvents {
       return;
     }
     const handler = this.#waiting.get(reply.request);
-    if (handler === undefined) return this.#end('an answer to a question that was not asked');
+    if (handler === null) return this.#end('an answer to a question that was not asked');
     if (reply.op !== Op.PG_LIST || (reply.flags & Flag.LAST) !== 0 || reply.status !== 0)
       this.#waiting.delete(reply.request);
     handler.onReply(reply, this.entry.id);
@@ -119,7 +117,7 @@ export class PeerLink implements ConnectionEvents {
   }
 
   #tellAll(): void {
-    const handlers = [...this.#waiting.values()];
+    const handlers = this.#waiting.values();
     this.#waiting.clear();
     for (const handler of handlers) handler.onLost(this.entry.id);
   }

@@ -19,7 +19,7 @@ export const ROLE_SUMMARIES: Record<RoleName, string> = {
  * Options that Node runs a role with. A small young generation is collected often and cheaply, which frees the socket
  * and disk buffers that hang on it before they amount to a full collection: 13 % less CPU per request (BENCHMARKS.md).
  */
-export const NODE_OPTIONS_OF_ROLES: readonly string[] = ['--max-semi-space-size=1'];
+export const NODE_OPTIONS_OF_ROLES: readonly string[] = ['--max-semi-space-size=2'];
 
 /** Path of a role's main file. In a package they are compiled: the same place, another suffix. */
 export function roleMain(role: RoleName): string {
