@@ -11,7 +11,7 @@
 /** Smaller ones are cheap to allocate; larger ones are rare. Powers of two between. */
 const POOLED_BYTES_MIN = 4 * 1024;
 const POOLED_BYTES_MAX = 4 * 1024 * 1024;
-/** Free memory kept for reuse, all sizes together: a flush gives back up to UNFLUSHED_BYTES_MAX at once. */
+/** Free memory kept for reuse, all sizes together: a flush gives back up to REPLAY_BYTES_MAX at once. */
 const FREE_BYTES_MAX = 40 * 1024 * 1024;
 /** What a given buffer is filled with when `poison` is on. */
 const POISON = 0xdb;
@@ -29,12 +29,16 @@ export class BufferPool {
   /** By log2 of their size. */
   readonly #free: Buffer[][] = Array.from({ length: 32 }, () => []);
   #freeBytes = 0;
+  /** When each size was last asked for, by the count of all takes. */
+  readonly #taken: number[] = new Array(32).fill(0);
+  #takes = 0;
 
   /** `lengthBytes` bytes, not filled. */
   take(lengthBytes: number): Buffer {
     if (lengthBytes > POOLED_BYTES_MAX) return Buffer.allocUnsafeSlow(lengthBytes);
     if (lengthBytes < (this.poison ? 1 : POOLED_BYTES_MIN)) return Buffer.allocUnsafe(lengthBytes);
     const order = 32 - Math.clz32(lengthBytes - 1);
+    this.#taken[order] = ++this.#takes;
     let whole = this.#free[order]!.pop();
     if (whole === undefined) {
       whole = Buffer.allocUnsafeSlow(2 ** order);
@@ -57,17 +61,13 @@ export class BufferPool {
     while (this.#freeBytes > FREE_BYTES_MAX) this.#dropOne();
   }
 
-  /** From the size that holds most: what one kind of load has left behind makes room for the next kind. */
+  /** Of the size that was asked for longest ago: what one kind of load has left behind makes room for the next kind. */
   #dropOne(): void {
-    let most = 0;
-    let mostBytes = 0;
-    for (let order = 0; order < this.#free.length; order++) {
-      const bytes = this.#free[order]!.length * 2 ** order;
-      if (bytes <= mostBytes) continue;
-      most = order;
-      mostBytes = bytes;
-    }
-    this.#freeBytes -= this.#free[most]!.pop()!.length;
+    let oldest = -1;
+    for (let order = 0; order < this.#free.length; order++)
+      if (this.#free[order]!.length > 0 && (oldest === -1 || this.#taken[order]! < this.#taken[oldest]!))
+        oldest = order;
+    this.#freeBytes -= this.#free[oldest]!.pop()!.length;
   }
 }
 

@@ -162,7 +162,9 @@ export function encodeHeader(target: Buffer, at: number, frame: Frame): void {
   writeU64(target, frame.pgSeq, at + 64);
   target.writeUInt32LE(frame.payload === null ? 0 : frame.payload.length, at + 72);
   target.writeUInt32LE(frame.meta === null ? 0 : hashBytes(frame.meta), at + 76);
-  target.fill(0, at + 80, at + 92);
+  target.writeUInt32LE(0, at + 80);
+  target.writeUInt32LE(0, at + 84);
+  target.writeUInt32LE(0, at + 88);
   target.writeUInt32LE(hashBytes(target, at, at + 92), at + 92);
 }
 

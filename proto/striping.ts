@@ -32,7 +32,7 @@ export function invalidLayout(layout: Layout): string | null {
   const { order, stripeUnit, stripeCount } = layout;
   if (!Number.isInteger(order) || order < OBJECT_ORDER_MIN || order > OBJECT_ORDER_MAX)
     return `object size must be a power of two from 64 KiB to 32 MiB (order ${OBJECT_ORDER_MIN} to ${OBJECT_ORDER_MAX}), not order ${order}`;
-  const objectBytes = 2 ** order;
+  const objectBytes = 1 << order;
   if (
     !Number.isInteger(stripeUnit) ||
     stripeUnit < BLOCK_BYTES ||
@@ -50,7 +50,7 @@ export function invalidLayout(layout: Layout): string | null {
 
 /** Objects that an image of `sizeBytes` can touch: numbers 0 to the result - 1. */
 export function objectCount(layout: Layout, sizeBytes: number): number {
-  const setBytes = 2 ** layout.order * layout.stripeCount;
+  const setBytes = (1 << layout.order) * layout.stripeCount;
   return Math.ceil(sizeBytes / setBytes) * layout.stripeCount;
 }
 
@@ -58,7 +58,7 @@ export function objectCount(layout: Layout, sizeBytes: number): number {
 export function extentsOf(layout: Layout, offset: number, length: number): ObjectExtent[] {
   assert(offset >= 0 && length >= 0);
   const { stripeUnit, stripeCount } = layout;
-  const objectBytes = 2 ** layout.order;
+  const objectBytes = 1 << layout.order;
   const unitsPerObject = objectBytes / stripeUnit;
   const extents: ObjectExtent[] = [];
   let last: ObjectExtent | null = null;

@@ -28,7 +28,7 @@ export function invalidRequest(frame: Frame, map: StorageMap): ErrorCode | null 
   if (frame.op === Op.DELETE || frame.op === Op.STATUS) return null;
   const { offset, length } = frame;
   if (offset % BLOCK_BYTES !== 0 || length % BLOCK_BYTES !== 0 || length === 0) return 'INVALID';
-  if (offset + length > 2 ** frame.order) return 'INVALID';
+  if (offset + length > 1 << frame.order) return 'INVALID';
   if (frame.op !== Op.WRITE) return null;
   if (frame.payload?.length !== length || frame.meta?.length !== (length / BLOCK_BYTES) * 4) return 'INVALID';
   return null;

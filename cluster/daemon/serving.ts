@@ -148,7 +148,7 @@ export class Serving {
       object: frame.object,
       order: frame.order,
       offset: deletes ? 0 : frame.offset,
-      length: deletes ? 2 ** frame.order : frame.length,
+      length: deletes ? 1 << frame.order : frame.length,
       session: frame.session,
       sessionSeq: frame.seq,
     };

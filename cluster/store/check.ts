@@ -19,7 +19,7 @@ export function invalidExtent(
   if (!Number.isInteger(object) || object < 0 || object > OBJECT_NUMBER_MAX) return `object ${object}`;
   if (!Number.isInteger(offset) || offset < 0 || offset % BLOCK_BYTES !== 0) return `offset ${offset}`;
   if (!Number.isInteger(length) || length < 0 || length % BLOCK_BYTES !== 0) return `length ${length}`;
-  if (offset + length > 2 ** order) return `${offset}+${length} ends after the object`;
+  if (offset + length > 1 << order) return `${offset}+${length} ends after the object`;
   return null;
 }
 

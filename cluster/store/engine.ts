@@ -184,7 +184,7 @@ export class DiskStore implements Store {
     const { record, content } = this;
     record.firstBlock = record.offset >> BLOCK_SHIFT;
     record.blocks = record.length >> BLOCK_SHIFT;
-    const objectBytes = 2 ** record.order;
+    const objectBytes = 1 << record.order;
     const large = payload.length >= DIRECT_BYTES_MIN;
     const inLog = payload.length <= this.inLogMax;
     // Making room may run a checkpoint, so it comes before any decision about slots.

@@ -16,7 +16,7 @@ const META_MAGIC = 0x4154454d;
 const HEAD_BYTES = 64;
 const SECTOR_BYTES = 512;
 
-const blocksOf = (order: number): number => 2 ** (order - BLOCK_SHIFT);
+const blocksOf = (order: number): number => 1 << (order - BLOCK_SHIFT);
 const groundBytes = (order: number): number => Math.ceil(blocksOf(order) / 32) * 4;
 const usedBytes = (order: number): number => HEAD_BYTES + groundBytes(order) + blocksOf(order) * 4;
 

@@ -92,7 +92,7 @@ export class StoredObject {
   }
 
   get blocks(): number {
-    return 2 ** (this.order - BLOCK_SHIFT);
+    return 1 << (this.order - BLOCK_SHIFT);
   }
 
   check(block: number): number {

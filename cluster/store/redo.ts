@@ -218,7 +218,7 @@ export class Redo {
         const block = record.firstBlock + j;
         const direct = (record.flags & Flag.DIRECT) !== 0;
         if (direct) {
-          const place = record.slot * 2 ** record.order + block * BLOCK_BYTES;
+          const place = record.slot * (1 << record.order) + block * BLOCK_BYTES;
           if (this.content.slots.of(record.order).data.read(this.block, place) !== BLOCK_BYTES) return false;
         } else this.readAt(this.block, payload + record.payloadPage * PAGE_BYTES + j * BLOCK_BYTES);
         if (blockChecksum(this.block, record.image, record.object, block) !== check) return false;

@@ -54,7 +54,7 @@ export class Slot {
 
   /** Where a block of this slot stands in the data file. */
   placeOf(block: number): number {
-    return this.number * 2 ** this.file.order + block * BLOCK_BYTES;
+    return this.number * (1 << this.file.order) + block * BLOCK_BYTES;
   }
 }
 
@@ -70,7 +70,7 @@ export class SlotFile {
 
   constructor(order: number, data: DiskFile, meta: DiskFile) {
     this.order = order;
-    this.blocks = 2 ** (order - BLOCK_SHIFT);
+    this.blocks = 1 << (order - BLOCK_SHIFT);
     this.copyBytes = metaCopyBytes(order);
     this.data = data;
     this.meta = meta;
