@@ -28,10 +28,8 @@ export class Serving {
   readonly #daemon: Daemon;
   readonly #since: number;
   #nextSeq: number;
-  /** Entries on their way to the members, by their sequence number, oldest first. */
-  readonly #inflight = new Map<number, Write>();
-  /** The same by object, for reads that must wait. */
-  readonly #busy = new Map<ObjectKey, Write[]>();
+  /** Entries on their way to the members, oldest first: a few, since a daemon has some hundred PGs. */
+  readonly #inflight: Write[] = [];
   #over = false;
 
   constructor(interval: Interval) {
@@ -49,7 +47,7 @@ export class Serving {
     if (this.#over) return [];
     this.#over = true;
     const requests: Request[] = [];
-    for (const write of this.#inflight.values()) {
+    for (const write of this.#inflight) {
       write.over = true;
       if (write.request !== null) {
         write.request.frame.flags |= Flag.RETRY;
@@ -57,8 +55,7 @@ export class Serving {
       }
       if (write.readers !== null) requests.push(...write.readers);
     }
-    this.#inflight.clear();
-    this.#busy.clear();
+    this.#inflight.length = 0;
     return requests;
   }
 
@@ -88,17 +85,9 @@ export class Serving {
 
   #read(request: Request): void {
     const { frame } = request;
-    const writes = this.#busy.get(objectKey(frame.image, frame.object));
-    if (writes !== undefined) {
-      const end = frame.offset + frame.length;
-      // The newest overlapping one commits last, so waiting for it is waiting for all.
-      for (let i = writes.length - 1; i >= 0; i--) {
-        const write = writes[i]!;
-        if (write.start >= end || write.end <= frame.offset) continue;
-        write.readers ??= [];
-        write.readers.push(request);
-        return;
-      }
+    if (this.#inflight.length > 0) {
+      const write = this.#newestOver(objectKey(frame.image, frame.object), frame.offset, frame.offset + frame.length);
+      if (write !== null) return waitFor(write, request);
     }
     this.#daemon.store.read(
       frame.image,
@@ -137,7 +126,10 @@ export class Serving {
       if (bad !== -1) return refuse(request, 'CHECKSUM', daemon.epoch);
       if (daemon.fullPeers.size > 0 && this.#interval.others.some((id) => daemon.fullPeers.has(id)))
         return refuse(request, 'NO_SPACE', daemon.epoch);
-    } else if (!this.#busy.has(key) && sameVersion(daemon.store.objectVersion(frame.image, frame.object), VERSION_ZERO))
+    } else if (
+      this.#newestOver(key, 0, Infinity) === null &&
+      sameVersion(daemon.store.objectVersion(frame.image, frame.object), VERSION_ZERO)
+    )
       return this.#acknowledgeLogged(request); // nothing to remove, here or at any member
     const deletes = frame.op === Op.DELETE;
     const entry: LogEntry = {
@@ -161,13 +153,22 @@ export class Serving {
       throw error;
     }
     this.#nextSeq += 1;
-    this.#inflight.set(entry.version.seq, write);
-    const same = this.#busy.get(key);
-    if (same === undefined) this.#busy.set(key, [write]);
-    else same.push(write);
+    this.#inflight.push(write);
     const { others } = this.#interval;
     write.awaited = others.length + 1;
     for (const id of others) daemon.peer(id).request(replicateFrame(frame, entry, durable, daemon.epoch), write);
+  }
+
+  /**
+   * The newest write in flight to bytes [start, end) of an object. Those of overlapping bytes commit in order, so waiting
+   * for it is waiting for all of them.
+   */
+  #newestOver(key: ObjectKey, start: number, end: number): Write | null {
+    for (let i = this.#inflight.length - 1; i >= 0; i--) {
+      const write = this.#inflight[i]!;
+      if (write.key === key && write.start < end && write.end > start) return write;
+    }
+    return null;
   }
 
   /** The request is in the log already: answer it when it is committed and, if asked, durable. */
@@ -175,8 +176,8 @@ export class Serving {
     const { frame } = request;
     const version = this.#daemon.store.findRequest(frame.pg, frame.session, frame.seq);
     if (version === null) return false;
-    const write = this.#inflight.get(version.seq);
-    if (write !== undefined && write.entry.version.since === version.since) {
+    const write = this.#inflight.find((one) => sameVersion(one.entry.version, version));
+    if (write !== undefined) {
       write.request = request;
       return true;
     }
@@ -216,11 +217,7 @@ export class Serving {
 
   /** Every member has the entry. */
   commit(write: Write): void {
-    const { seq } = write.entry.version;
-    this.#inflight.delete(seq);
-    const same = this.#busy.get(write.key)!;
-    if (same.length === 1) this.#busy.delete(write.key);
-    else same.splice(same.indexOf(write), 1);
+    this.#inflight.splice(this.#inflight.indexOf(write), 1);
     if (write.request !== null) {
       this.#acknowledge(write.request);
       // Logged here, and taken in by every other member.
@@ -250,12 +247,8 @@ export class Serving {
 
   #status(request: Request): void {
     const { frame } = request;
-    const newest = this.#busy.get(objectKey(frame.image, frame.object))?.at(-1);
-    if (newest !== undefined) {
-      newest.readers ??= [];
-      newest.readers.push(request);
-      return;
-    }
+    const newest = this.#newestOver(objectKey(frame.image, frame.object), 0, Infinity);
+    if (newest !== null) return waitFor(newest, request);
     const reply = replyTo(frame, 0, this.#daemon.epoch);
     reply.meta = this.#daemon.store.allocation(frame.image, frame.object);
     request.from.send(reply);
@@ -274,6 +267,12 @@ export class Serving {
       request.from.send(reply);
     }
   }
+}
+
+/** The request is handled once the write is committed. */
+function waitFor(write: Write, request: Request): void {
+  write.readers ??= [];
+  write.readers.push(request);
 }
 
 /** One entry between its append and its commit; also what waits for the members' answers. */
