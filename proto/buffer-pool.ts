@@ -12,7 +12,7 @@
 const POOLED_BYTES_MIN = 4 * 1024;
 const POOLED_BYTES_MAX = 4 * 1024 * 1024;
 /** Free memory kept for reuse, all sizes together: a flush gives back up to REPLAY_BYTES_MAX at once. */
-const FREE_BYTES_MAX = 40 * 1024 * 1024;
+const FREE_BYTES_MAX = 32 * 1024 * 1024;
 /** What a given buffer is filled with when `poison` is on. */
 const POISON = 0xdb;
 

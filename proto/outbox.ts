@@ -12,7 +12,7 @@ import { payloadPool } from './buffer-pool.ts';
 /** What is small is gathered in blocks of this size. */
 export const SLAB_BYTES = 256 * 1024;
 /** Free blocks kept; more are left to the collector. */
-const SLABS_KEPT = 32;
+const SLABS_KEPT = 16;
 /** Data up to this size is copied next to its header; larger parts are sent as they are. */
 export const COPY_BYTES_MAX = 16 * 1024;
 
