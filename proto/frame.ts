@@ -47,6 +47,12 @@ export const Op = {
   PG_PUSH: 21,
   /** Primary to member: nothing is missing any more. */
   PG_COMPLETE: 22,
+  /** Primary to member: a range of an object as you have it, to prove or disprove another copy. */
+  PG_READ: 23,
+  /** Primary to member: (object, version, digest of its checksums) of everything you have. */
+  PG_SCRUB: 24,
+  /** Primary to member: read a range of an object and say which blocks fail their checksums. */
+  PG_VERIFY: 25,
 } as const;
 export type Op = (typeof Op)[keyof typeof Op];
 const OPS_KNOWN = new Set<number>(Object.values(Op));
@@ -64,6 +70,8 @@ export const Flag = {
   /** PG_PUSH: first and last frame of an object. */
   FIRST: 32,
   LAST: 64,
+  /** READ: what came before failed its checksums, so the daemon is to check its own blocks. */
+  VERIFY: 128,
 } as const;
 
 export interface Frame {

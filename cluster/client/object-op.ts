@@ -43,6 +43,8 @@ export class ObjectOp implements ReplyHandler {
   since: Epoch = 0;
   link: DaemonLink | null = null;
   request = 0;
+  /** READ: what came did not match its checksums; if the daemon's copy is bad, another's may be good. */
+  #verify = false;
   #checksumTries = 0;
   readonly #router: ObjectRouter;
 
@@ -84,7 +86,7 @@ export class ObjectOp implements ReplyHandler {
   frame(epoch: Epoch, session: number): Frame {
     this.metas.length = 0; // a listing that broke off begins anew
     const frame = newFrame(this.op);
-    frame.flags = (this.retry ? Flag.RETRY : 0) | (this.fua ? Flag.FUA : 0);
+    frame.flags = (this.retry ? Flag.RETRY : 0) | (this.fua ? Flag.FUA : 0) | (this.#verify ? Flag.VERIFY : 0);
     frame.order = this.order;
     frame.session = session;
     frame.epoch = epoch;
@@ -128,6 +130,7 @@ export class ObjectOp implements ReplyHandler {
   #onSuccess(reply: Frame, link: DaemonLink): void {
     if (this.op === Op.READ && !this.#takeData(reply)) {
       this.link = null;
+      this.#verify = true;
       if (this.#mayTryAgain()) return this.#router.again(this, 0);
       return this.#fail('IO', `data from daemon ${link.entry.id} does not match its checksums`);
     }

@@ -24,6 +24,8 @@ import { PeerLink } from './peers.ts';
 import { RecoveryQueue } from './recovery-queue.ts';
 import { Reporter, reportOf } from './reporter.ts';
 import { type Request, refuse } from './request.ts';
+import { Throttle } from './throttle.ts';
+import { FindingsTable } from './scrub-findings.ts';
 
 /** Pause before the master, gone or refusing, is tried again. */
 const MASTER_RETRY_MS = 300;
@@ -85,6 +87,8 @@ export class Daemon {
   readonly identity: DaemonIdentity;
   map: StorageMap | null = null;
   id: DaemonId = 0;
+  /** What is wrong with copies in the PGs it leads. */
+  readonly findings = new FindingsTable();
   readonly #ports: DaemonPorts;
   readonly #members = new Members(this);
   readonly #leftovers = new Leftovers(this);

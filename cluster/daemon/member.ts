@@ -14,6 +14,7 @@ import { decodeActivation, encodeEntries, encodeListing, encodePgInfo, LISTED_MA
 import type { EntryOp, LogEntry } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
 import type { Request } from './request.ts';
+import { answerScrub } from './scrub-member.ts';
 
 /** An interval is named by an epoch, 32 bits; in a push it travels in a field of 64. */
 const SINCE_MAX = 2 ** 32 - 1;
@@ -62,6 +63,11 @@ export class Members {
           return this.#onPush(request);
         case Op.PG_COMPLETE:
           return this.#onComplete(request);
+        case Op.PG_READ:
+        case Op.PG_SCRUB:
+        case Op.PG_VERIFY:
+          if (this.#activated(frame) === null) return this.#answer(request, 'STALE');
+          return answerScrub(this.#daemon, request);
         default:
           return this.#answer(request, 'INVALID');
       }

@@ -69,8 +69,8 @@ export class PeerLink implements ConnectionEvents {
     }
     const handler = this.#waiting.get(reply.request);
     if (handler === null) return this.#end('an answer to a question that was not asked');
-    if (reply.op !== Op.PG_LIST || (reply.flags & Flag.LAST) !== 0 || reply.status !== 0)
-      this.#waiting.delete(reply.request);
+    const listing = reply.op === Op.PG_LIST || reply.op === Op.PG_SCRUB;
+    if (!listing || (reply.flags & Flag.LAST) !== 0 || reply.status !== 0) this.#waiting.delete(reply.request);
     handler.onReply(reply, this.entry.id);
   }
 

@@ -18,6 +18,8 @@ import { EntryOp, type LogEntry } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
 import type { Interval } from './interval.ts';
 import type { ReplyHandler } from './peers.ts';
+import { Repair } from './repair.ts';
+import { ObjectHolds } from './repair-holds.ts';
 import { invalidRequest, type Request, refuse } from './request.ts';
 
 /** Object numbers per LIST reply. */
@@ -30,10 +32,16 @@ export class Serving {
   #nextSeq: number;
   /** Entries on their way to the members, oldest first: a few, since a daemon has some hundred PGs. */
   readonly #inflight: Write[] = [];
+  readonly #holds = new ObjectHolds(
+    (key) => this.#newestOver(key, 0, Infinity) === null,
+    (request) => this.handle(request),
+  );
+  readonly repair: Repair;
   #over = false;
 
   constructor(interval: Interval) {
     this.#interval = interval;
+    this.repair = new Repair(interval, this.#holds);
     this.#daemon = interval.daemon;
     this.#since = interval.entry.since;
     this.#nextSeq = interval.daemon.store.pgInfo(interval.entry.pg).last.seq + 1;
@@ -56,6 +64,8 @@ export class Serving {
       if (write.readers !== null) requests.push(...write.readers);
     }
     this.#inflight.length = 0;
+    this.repair.end();
+    requests.push(...this.#holds.end());
     return requests;
   }
 
@@ -89,6 +99,7 @@ export class Serving {
       const write = this.#newestOver(objectKey(frame.image, frame.object), frame.offset, frame.offset + frame.length);
       if (write !== null) return waitFor(write, request);
     }
+    if ((frame.flags & Flag.VERIFY) !== 0) return this.#readProven(request);
     this.#daemon.store.read(
       frame.image,
       frame.object,
@@ -96,20 +107,48 @@ export class Serving {
       frame.offset,
       frame.length,
       (error, checks, payload) => {
-        // An ended interval must not answer: a newer one may have taken writes elsewhere meanwhile.
+        if (error === null) return this.#answerRead(request, checks, payload);
+        this.#daemon.log.error('read failed', { image: frame.image, object: frame.object, why: error.message });
+        this.#readProven(request);
+      },
+    );
+  }
+
+  /** This daemon's copy can't be read, or the client found it bad: another member's may be good. */
+  #readProven(request: Request): void {
+    const { image, object, order, offset, length } = request.frame;
+    this.repair.read({ image, object, order, offset, length }).then(
+      ({ checks, payload }) => this.#answerRead(request, checks, payload),
+      (error: unknown) => {
+        if (!(error instanceof StorageError)) throw error;
         if (this.#over) return refuse(request, 'STALE', this.#daemon.epoch);
-        if (error !== null) {
-          this.#daemon.log.error('read failed', { image: frame.image, object: frame.object, why: error.message });
-          return refuse(request, 'IO', this.#daemon.epoch);
-        }
-        const reply = replyTo(frame, 0, this.#daemon.epoch);
-        if (payload === null) reply.flags |= Flag.HOLE;
+        this.#daemon.log.error('no copy can be read', { image, object, why: error.message });
+        refuse(request, error.code, this.#daemon.epoch);
+      },
+    );
+  }
+
+  #answerRead(request: Request, checks: Buffer | null, payload: Buffer | null): void {
+    // An ended interval must not answer: a newer one may have taken writes elsewhere meanwhile.
+    if (this.#over) return refuse(request, 'STALE', this.#daemon.epoch);
+    const reply = replyTo(request.frame, 0, this.#daemon.epoch);
+    if (payload === null) reply.flags |= Flag.HOLE;
+    else {
+      reply.meta = checks;
+      reply.payload = payload;
+      reply.givePayload = true;
+    }
+    request.from.send(reply);
+  }
+
         else {
           reply.meta = checks;
           reply.payload = payload;
           reply.givePayload = true;
         }
         request.from.send(reply);
+    // One that is compared or repaired stands still meanwhile.
+    if (this.#holds.any && this.#holds.defer(key, request)) return;
       },
     );
   }
@@ -215,6 +254,7 @@ export class Serving {
     this.#daemon.store.sync(done);
   }
 
+    if (this.#holds.any) this.#holds.quiet(write.key);
   /** Every member has the entry. */
   commit(write: Write): void {
     this.#inflight.splice(this.#inflight.indexOf(write), 1);

@@ -161,6 +161,11 @@ export class DiskStore implements Store {
     return bits;
   }
 
+  checksums(image: ImageId, object: number): Buffer | null {
+    const known = this.content.index.get(image, object);
+    return known === undefined ? null : Buffer.from(known.checks);
+  }
+
   /** Refuses, before anything is changed, what a dead log or a disk too full for checkpoints can't take. */
   private admit(isWrite: boolean, reserve: boolean): void {
     if (this.log.dead !== null) throw this.log.dead;

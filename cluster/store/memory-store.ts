@@ -120,6 +120,16 @@ class MemoryStore implements Store {
     return bits;
   }
 
+  checksums(image: number, object: number): Buffer | null {
+    const known = this.index.get(objectKey(image, object));
+    if (known === undefined) return null;
+    const checks = Buffer.alloc(known.checks.length * 4);
+    known.checks.forEach((check, i) => {
+      checks.writeUInt32LE(check, i * 4);
+    });
+    return checks;
+  }
+
   pgInfo(pg: number): PgInfo {
     const known = this.groups.get(pg);
     if (known === undefined) return { les: 0, complete: true, last: VERSION_ZERO, tail: VERSION_ZERO };

@@ -94,6 +94,8 @@ export interface Store {
   read(image: ImageId, object: number, order: number, offset: number, length: number, done: ReadDone): void;
   /** One bit per block of the object, least significant first, 1 = holds data; null for an absent object. */
   allocation(image: ImageId, object: number): Buffer | null;
+  /** The checksums that the object's blocks must have, u32 LE each, without reading a block; null for an absent object. */
+  checksums(image: ImageId, object: number): Buffer | null;
 
   // --- peering and recovery
 
