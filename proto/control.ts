@@ -113,6 +113,29 @@ export interface SpaceReport {
   full: boolean;
 }
 
+/** What is missing and what lies where it should not stay, of a pool or of all of them. */
+export interface RecoveryStatus {
+  /** Copies that should be there and are not: too few daemons, or not yet made. */
+  degraded: number;
+  /** Copies being made of objects that have enough of them: data on its way to another daemon. */
+  misplaced: number;
+  /** Bytes still to be sent to daemons that are there. */
+  missingBytes: number;
+}
+
+/** A range of one object that one daemon does not hold as it should. */
+export interface Inconsistency {
+  pg: PgId;
+  image: ImageId;
+  object: number;
+  /** Bytes into the object, and how many. */
+  offset: number;
+  length: number;
+  daemon: DaemonId;
+  /** For people. */
+  why: string;
+}
+
 export interface ClusterStatus {
   clusterId: string;
   epoch: Epoch;
@@ -157,29 +180,6 @@ export interface Subscription {
 export interface ControlService {
   handle<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>>;
   /** Returns what to call when the subscriber's stream breaks. Throws StorageError to refuse. */
-/** What is missing and what lies where it should not stay, of a pool or of all of them. */
-export interface RecoveryStatus {
-  /** Copies that should be there and are not: too few daemons, or not yet made. */
-  degraded: number;
-  /** Copies being made of objects that have enough of them: data on its way to another daemon. */
-  misplaced: number;
-  /** Bytes still to be sent to daemons that are there. */
-  missingBytes: number;
-}
-
-/** A range of one object that one daemon does not hold as it should. */
-export interface Inconsistency {
-  pg: PgId;
-  image: ImageId;
-  object: number;
-  /** Bytes into the object, and how many. */
-  offset: number;
-  length: number;
-  daemon: DaemonId;
-  /** For people. */
-  why: string;
-}
-
   subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription;
 }
 

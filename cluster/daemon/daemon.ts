@@ -84,11 +84,11 @@ export class Daemon {
   readonly recoveryQueue = new RecoveryQueue();
   /** Members that said they are nearly full. */
   readonly fullPeers = new Set<DaemonId>();
+  /** What is wrong with copies in the PGs it leads. */
+  readonly findings = new FindingsTable();
   readonly identity: DaemonIdentity;
   map: StorageMap | null = null;
   id: DaemonId = 0;
-  /** What is wrong with copies in the PGs it leads. */
-  readonly findings = new FindingsTable();
   readonly #ports: DaemonPorts;
   readonly #members = new Members(this);
   readonly #leftovers = new Leftovers(this);

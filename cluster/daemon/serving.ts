@@ -141,24 +141,14 @@ export class Serving {
     request.from.send(reply);
   }
 
-        else {
-          reply.meta = checks;
-          reply.payload = payload;
-          reply.givePayload = true;
-        }
-        request.from.send(reply);
-    // One that is compared or repaired stands still meanwhile.
-    if (this.#holds.any && this.#holds.defer(key, request)) return;
-      },
-    );
-  }
-
   #write(request: Request): void {
     const { frame } = request;
     const daemon = this.#daemon;
     const key = objectKey(frame.image, frame.object);
     // An object that some member misses is recovered first: entries then apply to whole objects only.
     if (this.#interval.recovery?.defer(key, request) === true) return;
+    // One that is compared or repaired stands still meanwhile.
+    if (this.#holds.any && this.#holds.defer(key, request)) return;
     if ((frame.flags & Flag.RETRY) !== 0 && this.#answeredBefore(request)) return;
     if (frame.op === Op.WRITE) {
       const bad = firstMismatch(frame.payload!, frame.meta!, frame.image, frame.object, frame.offset);
@@ -254,7 +244,6 @@ export class Serving {
     this.#daemon.store.sync(done);
   }
 
-    if (this.#holds.any) this.#holds.quiet(write.key);
   /** Every member has the entry. */
   commit(write: Write): void {
     this.#inflight.splice(this.#inflight.indexOf(write), 1);
@@ -264,6 +253,7 @@ export class Serving {
       payloadPool.give(write.request.frame.payload);
     }
     if (write.readers !== null) for (const reader of write.readers) this.handle(reader);
+    if (this.#holds.any) this.#holds.quiet(write.key);
   }
 
   #acknowledge(request: Request): void {
