@@ -3,6 +3,7 @@
 import { randomUUID } from 'node:crypto';
 import { join, resolve } from 'node:path';
 import { StorageError } from '../../proto/errors.ts';
+import type { Network } from '../../proto/ports.ts';
 import { openDiskStore } from '../store/disk-store.ts';
 import { LOG_BYTES_DEFAULT } from '../store/limits.ts';
 import type { Store } from '../store/store.ts';
@@ -13,7 +14,7 @@ import { openControlLink } from '../world/grpc-link.ts';
 import { hostId } from '../world/host.ts';
 import { type Life, ROLE_OPTIONS, type Running, runRole } from '../world/lifecycle.ts';
 import { parseOptions, UsageError } from '../world/options.ts';
-import { createNetwork } from '../world/sockets.ts';
+import { createNetwork, hostAndPort } from '../world/sockets.ts';
 import { Daemon } from './daemon.ts';
 import { openIdentity, readNewestEpoch, writeIdentity, writeNewestEpoch } from './identity.ts';
 
@@ -25,6 +26,12 @@ const options = parseOptions('daemon', 'run a storage daemon: one per disk', [
   { name: 'dir', kind: 'string', required: true, help: 'directory on the disk that this daemon fills' },
   { name: 'master', kind: 'string', default: '127.0.0.1:10800', help: 'address of the master' },
   { name: 'listen', kind: 'string', default: '127.0.0.1:0', help: 'data plane address' },
+  {
+    name: 'advertise',
+    kind: 'string',
+    default: '',
+    help: 'HOST:PORT that others reach it under, if it is not where it listens',
+  },
   { name: 'unix', kind: 'string', default: 'auto', help: 'unix socket for the same machine: a path, auto, or none' },
   { name: 'domain', kind: 'string', default: '', help: 'failure domain; the daemon itself unless given' },
   { name: 'weight', kind: 'integer', default: 100, help: 'share of the data relative to the other daemons' },
@@ -51,7 +58,7 @@ async function start({ log, fail }: Life): Promise<Running> {
   let newestEpoch = readNewestEpoch(disk);
   let noted = newestEpoch;
   let identity = found;
-  const network = createNetwork();
+  const network = options.advertise === '' ? createNetwork() : advertised(createNetwork(), options.advertise);
   const daemon = new Daemon({
     clock,
     network,
@@ -122,4 +129,20 @@ function unixAddress(directory: string): string {
     throw new UsageError(`--unix ${path}: the path of a unix socket can't be longer than 100 bytes`);
   }
   return `unix:${path}`;
+}
+
+/** Listens where it is told, and says that it listens at `address`. */
+function advertised(network: Network, address: string): Network {
+  try {
+    hostAndPort(address);
+  } catch (error) {
+    throw new UsageError(`--advertise: ${(error as Error).message}`);
+  }
+  return {
+    ...network,
+    async listen(at, accept) {
+      const listener = await network.listen(at, accept);
+      return at.startsWith('unix:') ? listener : { address, close: () => listener.close() };
+    },
+  };
 }
