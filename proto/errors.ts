@@ -56,3 +56,14 @@ export class StorageError extends Error {
     return CODES[this.code][1];
   }
 }
+
+/** Asked the wrong one of several masters: nothing was done, and the same request may go to the one who leads. */
+export class NotLeaderError extends StorageError {
+  /** "host:port" of the master that leads; "" if that is not known. */
+  readonly leader: string;
+  constructor(leader: string) {
+    super('UNAVAILABLE', leader === '' ? 'no master leads at the moment' : `not the leader: the leader is ${leader}`);
+    this.name = 'NotLeaderError';
+    this.leader = leader;
+  }
+}

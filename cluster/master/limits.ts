@@ -45,4 +45,15 @@ export const WEIGHT_MAX = 1_000_000;
 /** PGs a new pool may have: a full map must fit in one message. */
 export const POOL_PGS_MAX = 16_384;
 
+/** Masters that share a store: how long the lead outlives its leader. The rest of the 5 s in which another acts. */
+export const LEASE_MS = 3_000;
+/** A leader stops this much before its lease can end: its own timers may be late. */
+export const LEASE_MARGIN_MS = 500;
+export const RENEW_MS = 750;
+/** Pause after a renewal that had no answer. */
+export const RENEW_RETRY_MS = 200;
+/** How often one who does not lead looks whether somebody does. */
+export const FOLLOW_MS = 250;
+
 assert(FENCE_ACK_MS > DOWN_AFTER_MS + TICK_MS);
+assert(RENEW_MS + RENEW_RETRY_MS < LEASE_MS - LEASE_MARGIN_MS);

@@ -114,6 +114,18 @@ export class Master implements ControlService {
     await this.#kv.close();
   }
 
+  /**
+   * Ends it at once, because another may lead: nothing is done or told any more. A change under way may still become
+   * durable, if the store lets it.
+   */
+  depose(why: string): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#tick.cancel();
+    this.#publisher.dismissAll(why);
+    void this.#commits.stop(new StorageError('UNAVAILABLE', why));
+  }
+
   handle<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
     if (this.#closed) return Promise.reject(new StorageError('UNAVAILABLE', 'the master has stopped'));
     return this.#handlers[method](request);
@@ -409,11 +421,8 @@ export class Master implements ControlService {
 
   #fail(error: Error): void {
     if (this.#closed) return;
-    this.#closed = true;
-    this.#tick.cancel();
     this.#log.error('the master stops', { error });
-    this.#publisher.dismissAll(`the master has stopped: ${error.message}`);
-    void this.#commits.stop(new StorageError('UNAVAILABLE', `the master has stopped: ${error.message}`));
+    this.depose(`the master has stopped: ${error.message}`);
     this.#onFatal(error);
   }
 }

@@ -1,17 +1,20 @@
-// A master in the real world: a directory, a listening address, and the core between them.
+// A master in the real world: a store, a listening address, and the core between them.
 //
-//   dir/master.db   everything the master knows (cluster/world/sqlite-kv.ts). The process that has it open locks it.
+//   etcd://...      shared with other masters, of which one leads (elected-master.ts)
+//   dir/master.db   its own: everything the master knows (cluster/world/sqlite-kv.ts). The process that has it open locks it.
 //
-// Copying master.db while no master runs is a backup; putting an old one back is refused by the first daemon that has
-// seen a newer map.
+// `ashlar master backup` copies it from a running master. An old one put back is refused by the first daemon or client
+// that has seen a newer map; `ashlar master recover` goes on from there.
 
 import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readdirSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { StorageError } from '../../proto/errors.ts';
 import type { Log } from '../../proto/ports.ts';
 import { openClock, openRandom } from '../world/clock.ts';
+import { openEtcd, parseEtcdAddress } from '../world/etcd-client.ts';
 import { serveGrpc } from '../world/grpc-server.ts';
 import { SqliteKv } from '../world/sqlite-kv.ts';
+import { ElectedMaster } from './elected-master.ts';
 import { Master } from './master.ts';
 
 export interface MasterServerOptions {
@@ -32,7 +35,7 @@ export interface MasterServer {
   close(): Promise<void>;
 }
 
-const STORE_FILE = 'master.db';
+export const STORE_FILE = 'master.db';
 
 /**
  * Opens the directory and serves. Rejects with StorageError: BUSY if another master has the directory or the port,
@@ -62,6 +65,42 @@ export async function startMaster(options: MasterServerOptions): Promise<MasterS
     await master.close();
     throw error;
   }
+}
+
+export interface SharedMasterOptions extends Omit<MasterServerOptions, 'dir'> {
+  /** "etcd://HOST:PORT[,HOST:PORT...][/PREFIX]" */
+  readonly store: string;
+  /** "host:port" under which others reach it; "": where it listens. */
+  readonly advertise: string;
+}
+
+/**
+ * Serves, and leads whenever no other master of the store does; the store need not answer yet. Rejects with UsageError
+ * for what is no address of a store, and like startMaster about the address to listen on.
+ */
+export async function startSharedMaster(options: SharedMasterOptions): Promise<Omit<MasterServer, 'clusterId'>> {
+  const { listen, outAfterMs, log, onFatal } = options;
+  const { endpoints, prefix } = parseEtcdAddress(options.store);
+  const store = openEtcd(endpoints);
+  const master = new ElectedMaster({
+    clock: openClock(),
+    random: openRandom(),
+    log,
+    store,
+    prefix,
+    outAfterMs,
+    onFatal,
+  });
+  const server = await serveGrpc(master, listen, log);
+  master.campaign(options.advertise === '' ? server.address : options.advertise);
+  return {
+    address: server.address,
+    async close() {
+      await master.close();
+      await server.close();
+      store.close();
+    },
+  };
 }
 
 function storeIn(dir: string): string {

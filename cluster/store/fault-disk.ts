@@ -27,6 +27,13 @@ export interface Fault {
   forEver?: boolean;
 }
 
+/** Files as they are on a disk: for making one. */
+export interface FileImage {
+  readonly pages: ReadonlyMap<number, Buffer>;
+  readonly sizeBytes: number;
+}
+export type DiskImage = ReadonlyMap<string, FileImage>;
+
 class Contents {
   pages = new Map<number, Buffer>();
   sizeBytes = 0;
@@ -94,6 +101,28 @@ export class FaultDisk implements Disk {
 
   constructor(clock: Clock) {
     this.clock = clock;
+  }
+
+  /** A disk that holds these files, all of it on stable storage. */
+  static holding(image: DiskImage, clock: Clock): FaultDisk {
+    const disk = new FaultDisk(clock);
+    for (const [name, { pages, sizeBytes }] of image) {
+      const contents = new Contents();
+      contents.pages = new Map(pages);
+      contents.sizeBytes = sizeBytes;
+      contents.durableSizeBytes = sizeBytes;
+      disk.names.set(name, contents);
+      disk.usedPages += pages.size;
+    }
+    disk.durableNames = new Map(disk.names);
+    return disk;
+  }
+
+  /** What all files hold now, whatever was synced. */
+  image(): DiskImage {
+    const image = new Map<string, FileImage>();
+    for (const [name, { pages, sizeBytes }] of this.names) image.set(name, { pages: new Map(pages), sizeBytes });
+    return image;
   }
 
   /** Arms a fault and counts operations from here. */

@@ -79,6 +79,43 @@ export class Model {
     return this.group(pg).last;
   }
 
+  /** The same state, to go on from. */
+  copy(): Model {
+    const copy = new Model(this.orderOf);
+    copy.stamp = this.stamp;
+    for (const [key, object] of this.objects) copy.objects.set(key, { ...object, stamps: new Map(object.stamps) });
+    for (const [pg, group] of this.groups) copy.groups.set(pg, { ...group, log: [...group.log] });
+    return copy;
+  }
+
+  /** A step on `count` blocks of an object from block `first` on, which becomes the newest entry of its PG. */
+  make(kind: Step['kind'], op: EntryOp, object: number, first = 0, count = 1, flag = false): Step {
+    const pg = PGS[object % PGS.length]!;
+    const { last } = this.group(pg);
+    return {
+      kind,
+      entry: {
+        pg,
+        version: { since: last.since || 1, seq: last.seq + 1 },
+        op,
+        image: IMAGE,
+        object,
+        order: this.orderOf(object),
+        offset: first * BLOCK_BYTES,
+        length: op === EntryOp.DELETE ? 0 : count * BLOCK_BYTES,
+        session: 1,
+        sessionSeq: this.stamp + 1,
+      },
+      stamp: ++this.stamp,
+      flag,
+    };
+  }
+
+  /** Versions of the PG's entries, oldest first. */
+  entries(pg: number): readonly Version[] {
+    return this.group(pg).log;
+  }
+
   /** The next step; call apply() or run() with it before asking for another. */
   random(random: () => number): Step {
     const object = random() % OBJECTS;
@@ -270,10 +307,10 @@ export class Model {
     for (let block = 0; block < 2 ** order / BLOCK_BYTES; block++) {
       const stamp = known?.stamps.get(block) ?? 0;
       const place = block * BLOCK_BYTES;
-      const found = payload?.readUInt32LE(place) ?? 0;
+      const bytes = payload?.subarray(place, place + BLOCK_BYTES) ?? EMPTY;
+      const found = bytes.readUInt32LE(0);
       if (found !== stamp) return `object ${object} block ${block}: stamp ${found}, expected ${stamp}`;
-      const bytes = stamped(BLOCK_BYTES, stamp, place);
-      if (payload !== null && bytes.compare(payload, place, place + BLOCK_BYTES) !== 0)
+      if (bytes.readUInt32LE(4) !== (stamp === 0 ? 0 : block) || filler(stamp).compare(bytes, 8) !== 0)
         return `object ${object} block ${block}: torn or misplaced, stamp ${stamp}`;
       const check = stamp === 0 ? NO_DATA : blockChecksum(bytes, image, object, block);
       if (checks.readUInt32LE(block * 4) !== check) return `object ${object} block ${block}: checksum`;
@@ -301,3 +338,11 @@ export class Model {
 
 /** Every few blocks of a recovered piece are holes. */
 const hole = (stamp: number, block: number): boolean => (stamp + block) % 5 === 0;
+
+const EMPTY = Buffer.alloc(BLOCK_BYTES);
+const fillers: Buffer[] = [];
+/** What a block with this stamp holds from its ninth byte on. */
+const filler = (stamp: number): Buffer => {
+  fillers[stamp & 255] ??= Buffer.alloc(BLOCK_BYTES - 8, stamp & 255);
+  return fillers[stamp & 255]!;
+};

@@ -4,10 +4,9 @@
 // and what else is there is a prefix of what was asked: steps 1 to n for some n, each whole, nothing of n + 1.
 
 import { StorageError } from '../../proto/errors.ts';
-import type { Clock, Log, Timer } from '../../proto/ports.ts';
+import type { Clock, Disk, Log, Timer } from '../../proto/ports.ts';
 import { openDiskStore } from './disk-store.ts';
 import type { DiskStore } from './engine.ts';
-import type { FaultDisk } from './fault-disk.ts';
 import { Model, randomFrom, type Step, smallOrder } from './model.ts';
 
 /** Time that stands still until turn() or pass(). */
@@ -65,7 +64,10 @@ export const silentLog: Log = { debug: () => {}, info: () => {}, warn: () => {},
 
 export const LOG_BYTES = 2 * 2 ** 20;
 
-export function openOn(disk: FaultDisk, clock: Clock, onFatal: (error: Error) => void): Promise<DiskStore> {
+/** A disk in memory, or what stands before one. */
+export type TestDisk = Disk & { readonly dead: boolean };
+
+export function openOn(disk: Disk, clock: Clock, onFatal: (error: Error) => void): Promise<DiskStore> {
   return openDiskStore({ disk, clock, log: silentLog, logBytes: LOG_BYTES, onFatal });
 }
 
@@ -81,6 +83,93 @@ export interface Outcome {
   killed: boolean;
   /** Ended as planned, and closed. */
   finished: boolean;
+}
+
+/** A store driven step by step, and what it owes to whoever drives it. */
+export class Run {
+  readonly disk: TestDisk;
+  readonly clock: TestClock;
+  readonly model: Model;
+  readonly outcome: Outcome;
+  store!: DiskStore;
+  isOpen = false;
+
+  /** @param history the steps that the disk holds already */
+  constructor(disk: TestDisk, clock: TestClock, orderOf = smallOrder, history: readonly Step[] = []) {
+    this.disk = disk;
+    this.clock = clock;
+    this.model = new Model(orderOf);
+    for (const step of history) this.model.apply(step);
+    const count = history.length;
+    this.outcome = {
+      steps: [...history],
+      acked: count,
+      synced: count,
+      refused: 0,
+      fatal: null,
+      killed: false,
+      finished: false,
+    };
+  }
+
+  /** What a start finds is durable once it serves. */
+  async open(): Promise<void> {
+    const { outcome } = this;
+    this.store = await openOn(this.disk, this.clock, (error) => {
+      if (outcome.fatal !== null) throw new Error('onFatal was called twice');
+      outcome.fatal = error;
+    });
+    this.isOpen = true;
+    outcome.synced = outcome.steps.length;
+  }
+
+  /** Asks for a step. False: refused since the disk is full. */
+  perform(step: Step): boolean {
+    const { outcome, model } = this;
+    const place = outcome.steps.length + 1;
+    outcome.steps.push(step);
+    const onDone = (): void => {
+      if (outcome.fatal !== null) throw new Error('done was called after a fatal error');
+      if (model.calledBack(step)) outcome.acked = Math.max(outcome.acked, place);
+    };
+    try {
+      model.perform(this.store, step, onDone);
+      model.apply(step);
+      return true;
+    } catch (error) {
+      if (!isNoSpace(error)) throw error;
+      outcome.steps.pop();
+      outcome.refused++;
+      return false;
+    }
+  }
+
+  sync(): void {
+    const { outcome } = this;
+    const target = outcome.steps.length;
+    this.store.sync(() => {
+      if (outcome.fatal !== null) throw new Error('a sync was done after a fatal error');
+      outcome.synced = Math.max(outcome.synced, target);
+    });
+  }
+
+  async close(): Promise<void> {
+    await closeOn(this.store, this.clock);
+    this.isOpen = false;
+    this.outcome.synced = this.outcome.steps.length;
+  }
+
+  /** Drives the store until the end, a fatal error or the disk's death; any other error is the test's. */
+  async drive(story: () => Promise<void>): Promise<Outcome> {
+    const { outcome, disk } = this;
+    try {
+      await story();
+    } catch (error) {
+      if (!disk.dead && outcome.fatal === null && !isDiskError(rootOf(error))) throw error;
+    }
+    outcome.killed = disk.dead;
+    return outcome;
+  }
 }
 
 export interface Plan {
@@ -102,81 +191,30 @@ export const PLAN: Plan = { seed: 1, steps: 60, syncEvery: 9, checkpointEvery: 1
  * Runs the plan until its end, a fatal error, or the disk's death.
  * @param history the steps that the disk holds already
  */
-export async function runPlan(
-  disk: FaultDisk,
-  clock: TestClock,
-  plan: Plan,
-  history: readonly Step[] = [],
-): Promise<Outcome> {
-  const outcome: Outcome = {
-    steps: [...history],
-    acked: history.length,
-    synced: history.length,
-    refused: 0,
-    fatal: null,
-    killed: false,
-    finished: false,
-  };
-  const onFatal = (error: Error): void => {
-    if (outcome.fatal !== null) throw new Error('onFatal was called twice');
-    outcome.fatal = error;
-  };
-  try {
-    await storm(disk, clock, plan, outcome, onFatal);
-  } catch (error) {
-    const cause = rootOf(error);
-    if (!disk.dead && outcome.fatal === null && !isDiskError(cause)) throw error;
-  }
-  outcome.killed = disk.dead;
-  return outcome;
+export function runPlan(disk: TestDisk, clock: TestClock, plan: Plan, history: readonly Step[] = []): Promise<Outcome> {
+  const run = new Run(disk, clock, plan.orderOf, history);
+  return run.drive(() => storm(run, plan));
 }
 
-async function storm(
-  disk: FaultDisk,
-  clock: TestClock,
-  plan: Plan,
-  outcome: Outcome,
-  onFatal: (error: Error) => void,
-): Promise<void> {
+/** Random steps as the plan has them, from the start of the store to its end. */
+export async function storm(run: Run, plan: Plan): Promise<void> {
   const random = randomFrom(plan.seed);
-  const model = new Model(plan.orderOf ?? smallOrder);
-  const { steps } = outcome;
-  for (const step of steps) model.apply(step);
-  let store = await openOn(disk, clock, onFatal);
+  await run.open();
   for (let index = 0; index < plan.steps; index++) {
-    const step = model.random(random);
+    const step = run.model.random(random);
     const dice = [random(), random(), random()];
-    const place = steps.length + 1;
-    steps.push(step);
-    const onDone = (): void => {
-      if (outcome.fatal !== null) throw new Error('done was called after a fatal error');
-      if (model.calledBack(step)) outcome.acked = Math.max(outcome.acked, place);
-    };
-    try {
-      model.perform(store, step, onDone);
-      model.apply(step);
-    } catch (error) {
-      if (!isNoSpace(error)) throw error;
-      steps.pop();
-      outcome.refused++;
-    }
-    if (dice[0]! % plan.syncEvery === 0) {
-      const target = steps.length;
-      store.sync(() => {
-        if (outcome.fatal !== null) throw new Error('a sync was done after a fatal error');
-        outcome.synced = Math.max(outcome.synced, target);
-      });
-    }
-    if (dice[1]! % plan.checkpointEvery === 0) store.checkpoint();
-    if (dice[2]! % plan.turnEvery === 0) clock.turn();
-    if (outcome.fatal !== null) return;
+    run.perform(step);
+    if (dice[0]! % plan.syncEvery === 0) run.sync();
+    if (dice[1]! % plan.checkpointEvery === 0) run.store.checkpoint();
+    if (dice[2]! % plan.turnEvery === 0) run.clock.turn();
+    if (run.outcome.fatal !== null) return;
     if (index % plan.reopenEvery === plan.reopenEvery - 1) {
-      await closeOn(store, clock);
-      store = await openOn(disk, clock, onFatal);
+      await run.close();
+      await run.open();
     }
   }
-  await closeOn(store, clock);
-  outcome.finished = true;
+  await run.close();
+  run.outcome.finished = true;
 }
 
 export async function closeOn(store: DiskStore, clock: TestClock): Promise<void> {
@@ -192,29 +230,64 @@ export async function closeOn(store: DiskStore, clock: TestClock): Promise<void>
   if (closed !== null) throw closed;
 }
 
-/**
- * Which prefix of the steps the store holds, at least `from` of them, or what is wrong: with the longest prefix whose
- * PG states agree, or with the shortest allowed.
- */
-export async function survivingPrefix(
+/** The states that a store went through, one after each step: finds the one that another start has come to. */
+export class Prefixes {
+  private readonly steps: readonly Step[];
+  private readonly from: number;
+  private readonly models: Model[];
+
+  /** @param from steps that must be there in any case */
+  constructor(steps: readonly Step[], from: number, orderOf: (object: number) => number = smallOrder) {
+    this.steps = steps;
+    this.from = from;
+    const model = new Model(orderOf);
+    for (const step of steps.slice(0, from)) model.apply(step);
+    this.models = [model];
+  }
+
+  /** After the first `length` steps. */
+  at(length: number): Model {
+    const { models } = this;
+    while (models.length <= length - this.from) {
+      const next = models[models.length - 1]!.copy();
+      next.apply(this.steps[this.from + models.length - 1]!);
+      models.push(next);
+    }
+    return models[length - this.from]!;
+  }
+
+  /**
+   * Which prefix the store holds, at least `from` steps, or what is wrong: with the longest prefix whose PG states
+   * agree, or with the shortest allowed.
+   */
+  async find(store: DiskStore, clock: TestClock, from = this.from): Promise<number | string> {
+    let why = `no prefix of ${from} to ${this.steps.length} steps has these PG states`;
+    for (let length = this.steps.length; length >= from; length--) {
+      const model = this.at(length);
+      if (model.pgs.some((pg) => model.pgDifference(store, pg) !== null)) continue;
+      const found = await differenceOf(model, store, clock);
+      if (found === null) return length;
+      why = `prefix ${length}: ${found}`;
+    }
+    return why;
+  }
+}
+
+/** Where the store differs from the model, or null. */
+export function differenceOf(model: Model, store: DiskStore, clock: TestClock): Promise<string | null> {
+  const difference = model.difference(store);
+  clock.settle();
+  return difference;
+}
+
+export function survivingPrefix(
   store: DiskStore,
   clock: TestClock,
   steps: readonly Step[],
   from: number,
   orderOf: (object: number) => number = smallOrder,
 ): Promise<number | string> {
-  let why = `no prefix of ${from} to ${steps.length} steps has these PG states`;
-  for (let length = steps.length; length >= from; length--) {
-    const model = new Model(orderOf);
-    for (const step of steps.slice(0, length)) model.apply(step);
-    if (model.pgs.some((pg) => model.pgDifference(store, pg) !== null)) continue;
-    const difference = model.difference(store);
-    clock.settle();
-    const found = await difference;
-    if (found === null) return length;
-    why = `prefix ${length}: ${found}`;
-  }
-  return why;
+  return new Prefixes(steps, from, orderOf).find(store, clock);
 }
 
 function rootOf(error: unknown): unknown {

@@ -1,10 +1,15 @@
-// A daemon's or client's way to the master over gRPC.
+// A daemon's or client's way to the master, or to the one of several masters that leads, over gRPC.
 //
-// One connection per link carries calls and the subscription; it is made on first use and made again by itself, but a
-// call that finds it broken fails with UNAVAILABLE, and a subscription that breaks ends: trying again is the caller's
-// business, who knows whether it still makes sense. Nothing is retried here.
+//   MastersLink ── which master? ──► GrpcLink per address: one connection for calls and the subscription
+//
+// A connection is made on first use and made again by itself, but a call that finds it broken fails with UNAVAILABLE,
+// and a subscription that breaks ends: trying again is the caller's business, who knows whether it still makes sense.
+//
+// Only where there is somebody else to ask, a call is repeated here: with the leader that the answer names, else with
+// the next of the list, for FIND_LEADER_MS at most. Not repeated, once they may have been heard, are calls that would
+// then be refused because they were carried out; and none that is out of date by then.
 
-import { type ChannelCredentials, Client, credentials, type ServiceError } from '@grpc/grpc-js';
+import { type ChannelCredentials, Client, credentials, type ServiceError, status } from '@grpc/grpc-js';
 import type {
   ControlLink,
   ControlMethod,
@@ -14,14 +19,37 @@ import type {
   Subscription,
   SubscriptionEvents,
 } from '../../proto/control.ts';
+import { NotLeaderError, StorageError } from '../../proto/errors.ts';
 import type { MapUpdate } from '../../proto/map.ts';
-import { MESSAGE_BYTES_MAX, PING_EVERY_MS, PING_TIMEOUT_MS, rpcOf, storageErrorOf } from './grpc-proto.ts';
+import {
+  CODE_TRAILER,
+  MESSAGE_BYTES_MAX,
+  PING_EVERY_MS,
+  PING_TIMEOUT_MS,
+  rpcOf,
+  storageErrorOf,
+  wasNeverSent,
+} from './grpc-proto.ts';
 
 /** A call without an answer after this has failed with UNAVAILABLE. */
 const CALL_MS = 5_000;
+/** The same where another master can be asked: one that was stopped keeps its connections, and says nothing. */
+const CALL_ONE_OF_SEVERAL_MS = 2_500;
 /** Calls that wait for all daemons to obey a fence, or for an old process to be gone. */
 const SLOW_CALL_MS = 12_000;
 const SLOW_CALLS: ReadonlySet<ControlMethod> = new Set(['lockImage', 'removeImage', 'register', 'createPool']);
+
+/** A new leader acts within 5 s; a call looks for it a little longer. */
+const FIND_LEADER_MS = 7_000;
+/** Between rounds in which no master led, twice as long each time. */
+const ROUND_MS = 50;
+const ROUND_MOST_MS = 400;
+/** Masters of one cluster that a link knows, those it was told of by others included. */
+const MASTERS_MOST = 16;
+/** True when they were sent, and maybe not when they are sent again. */
+const NEVER_REPEATED: ReadonlySet<ControlMethod> = new Set(['heartbeat', 'reportFailure']);
+/** Sent again after they were carried out, they would be refused: it exists already. */
+const NOT_REPEATED_IF_SENT: ReadonlySet<ControlMethod> = new Set(['createPool', 'createImage']);
 
 const RECONNECT_MS = 100;
 const RECONNECT_MOST_MS = 500;
@@ -32,18 +60,115 @@ export interface MasterLink extends ControlLink {
 }
 
 /**
- * @param address of the master, "host:port"; nothing is sent before the first call or subscription
+ * @param masters "host:port", or several of one cluster with commas between; nothing is sent before the first call
  * @param channel plain TCP unless given
  */
 export function openControlLink(
-  address: string,
+  masters: string,
   channel: ChannelCredentials = credentials.createInsecure(),
 ): MasterLink {
-  return new GrpcLink(address, channel);
+  return new MastersLink(
+    masters.split(',').filter((address) => address !== ''),
+    channel,
+  );
 }
 
-class GrpcLink implements MasterLink {
+class MastersLink implements MasterLink {
+  readonly #channel: ChannelCredentials;
+  /** In the order in which they are tried. */
+  readonly #masters: { readonly address: string; link: GrpcLink | null }[];
+  #current = 0;
+  #closed = false;
+
+  constructor(addresses: readonly string[], channel: ChannelCredentials) {
+    this.#channel = channel;
+    this.#masters = addresses.map((address) => ({ address, link: null }));
+  }
+
+  async call<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
+    const until = performance.now() + FIND_LEADER_MS;
+    let failures = 0;
+    let pauseMs = ROUND_MS;
+    for (;;) {
+      const at = this.#current;
+      const several = this.#masters.length > 1;
+      try {
+        return await this.#linkTo(at).call(method, request, several && !SLOW_CALLS.has(method));
+      } catch (error) {
+        if (!(error instanceof StorageError)) throw error;
+        const told = this.#moveOn(at, error);
+        if (this.#closed || !mayRepeat(method, error, several) || performance.now() > until) throw error;
+        if (told) continue; // somebody knows better: ask there at once
+        if (++failures % this.#masters.length !== 0) continue;
+        await new Promise((resolve) => setTimeout(resolve, pauseMs));
+        pauseMs = Math.min(2 * pauseMs, ROUND_MOST_MS);
+      }
+    }
+  }
+
+  subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription {
+    const at = this.#current;
+    return this.#linkTo(at).subscribe(subscriber, {
+      onUpdate: (update) => events.onUpdate(update),
+      onClose: (reason, error) => {
+        this.#moveOn(at, error);
+        events.onClose(reason);
+      },
+    });
+  }
+
+  close(): void {
+    this.#closed = true;
+    for (const { link } of this.#masters) link?.close();
+  }
+
+  /**
+   * The master at `at` does not lead, or does not answer: the next calls go elsewhere. True if it said where the leader
+   * is, and that is news.
+   */
+  #moveOn(at: number, error: StorageError): boolean {
+    if (!isElsewhere(error) || this.#current !== at) return false;
+    this.#current = (at + 1) % this.#masters.length;
+    if (!(error instanceof NotLeaderError) || error.leader === '') return false;
+    let named = this.#masters.findIndex(({ address }) => address === error.leader);
+    if (named === -1 && this.#masters.length < MASTERS_MOST)
+      named = this.#masters.push({ address: error.leader, link: null }) - 1;
+    if (named === -1) return false;
+    this.#current = named;
+    return !this.#masters[named]!.link?.isDown;
+  }
+
+  #linkTo(at: number): GrpcLink {
+    const master = this.#masters[at]!;
+    master.link ??= new GrpcLink(master.address, this.#channel);
+    return master.link;
+  }
+}
+
+/** Did no master say this, or one that does not lead? */
+const isElsewhere = (error: StorageError): boolean =>
+  error instanceof NotLeaderError || (error.cause !== undefined && isNoAnswer(error.cause as ServiceError));
+
+const isNoAnswer = ({ code, metadata }: ServiceError): boolean =>
+  (code === status.UNAVAILABLE || code === status.DEADLINE_EXCEEDED || code === status.CANCELLED) &&
+  (metadata?.get(CODE_TRAILER).length ?? 0) === 0;
+
+function mayRepeat(method: ControlMethod, error: StorageError, several: boolean): boolean {
+  if (NEVER_REPEATED.has(method) || !isElsewhere(error)) return false;
+  if (error instanceof NotLeaderError) return true;
+  if (!several) return false;
+  return !NOT_REPEATED_IF_SENT.has(method) || wasNeverSent(error.cause as ServiceError);
+}
+
+interface LinkEvents {
+  onUpdate(update: MapUpdate): void;
+  onClose(reason: string, error: StorageError): void;
+}
+
+class GrpcLink {
   readonly #client: Client;
+  /** The last thing it did was not to answer. */
+  isDown = false;
 
   constructor(address: string, channel: ChannelCredentials) {
     this.#client = new Client(address, channel, {
@@ -59,10 +184,10 @@ class GrpcLink implements MasterLink {
     });
   }
 
-  call<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
+  call<M extends ControlMethod>(method: M, request: ControlRequest<M>, short: boolean): Promise<ControlReply<M>> {
     const { path, requestSerialize, responseDeserialize } = rpcOf(method);
     const { promise, resolve, reject } = Promise.withResolvers<ControlReply<M>>();
-    const deadline = Date.now() + (SLOW_CALLS.has(method) ? SLOW_CALL_MS : CALL_MS);
+    const deadline = Date.now() + (SLOW_CALLS.has(method) ? SLOW_CALL_MS : short ? CALL_ONE_OF_SEVERAL_MS : CALL_MS);
     this.#client.makeUnaryRequest(
       path,
       requestSerialize,
@@ -70,6 +195,7 @@ class GrpcLink implements MasterLink {
       request,
       { deadline },
       (error, reply) => {
+        this.isDown = error !== null && isNoAnswer(error);
         if (error !== null) reject(storageErrorOf(error));
         else resolve(reply as ControlReply<M>);
       },
@@ -77,20 +203,20 @@ class GrpcLink implements MasterLink {
     return promise;
   }
 
-  subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription {
+  subscribe(subscriber: Subscriber, events: LinkEvents): Subscription {
     const { path, requestSerialize, responseDeserialize } = rpcOf('subscribe');
     const stream = this.#client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, subscriber);
     let open = true;
-    const ended = (reason: string): void => {
+    const ended = (error: StorageError): void => {
       if (!open) return;
       open = false;
-      events.onClose(reason);
+      events.onClose(error.message, error);
     };
     stream.on('data', (update: MapUpdate) => {
       if (open) events.onUpdate(update);
     });
-    stream.on('error', (error: ServiceError) => ended(storageErrorOf(error).message));
-    stream.on('end', () => ended('the master ended the subscription'));
+    stream.on('error', (error: ServiceError) => ended(storageErrorOf(error)));
+    stream.on('end', () => ended(new StorageError('UNAVAILABLE', 'the master ended the subscription')));
     return {
       close() {
         if (!open) return;

@@ -12,7 +12,7 @@ import {
 } from '@grpc/grpc-js';
 import { loadSync } from '@grpc/proto-loader';
 import type { ControlMethod } from '../../proto/control.ts';
-import { type ErrorCode, StorageError } from '../../proto/errors.ts';
+import { type ErrorCode, NotLeaderError, StorageError } from '../../proto/errors.ts';
 
 // What goes wrong is in the errors that calls get; the library's own lines on stderr would say it twice, as no JSON.
 setLogVerbosity(logVerbosity.NONE);
@@ -54,6 +54,8 @@ export const PING_TIMEOUT_MS = 2_000;
 
 /** Trailer that carries the code; the status code is for tools that know gRPC but not Ashlar. */
 export const CODE_TRAILER = 'ashlar-code';
+/** Trailer of a NotLeaderError: where the leader is, or empty. */
+export const LEADER_TRAILER = 'ashlar-leader';
 
 const GRPC_STATUS: Partial<Record<ErrorCode, status>> = {
   STALE: status.ABORTED,
@@ -70,6 +72,8 @@ export const grpcStatusOf = (code: ErrorCode): status => GRPC_STATUS[code] ?? st
 
 /** The StorageError that a failed call means. Without a trailer no answer came from the master itself. */
 export function storageErrorOf(error: { code: status; details: string; metadata?: Metadata }): StorageError {
+  const leader = error.metadata?.get(LEADER_TRAILER)[0];
+  if (typeof leader === 'string') return new NotLeaderError(leader);
   const code = error.metadata?.get(CODE_TRAILER)[0];
   if (typeof code === 'string') return new StorageError(code as ErrorCode, error.details, error);
   switch (error.code) {
@@ -83,3 +87,7 @@ export function storageErrorOf(error: { code: status; details: string; metadata?
       return new StorageError('UNAVAILABLE', `no answer from the master: ${error.details}`, error);
   }
 }
+
+/** A call that failed because there was no connection: it can't have been carried out. (The library has no code for it.) */
+export const wasNeverSent = ({ code, details }: { code: status; details: string }): boolean =>
+  code === status.UNAVAILABLE && details.includes('No connection established');

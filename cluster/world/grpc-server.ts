@@ -24,7 +24,7 @@ import type {
   Subscriber,
   Subscription,
 } from '../../proto/control.ts';
-import { StorageError } from '../../proto/errors.ts';
+import { NotLeaderError, StorageError } from '../../proto/errors.ts';
 import type { MapUpdate } from '../../proto/map.ts';
 import { joinUpdates } from '../../proto/map-updates.ts';
 import type { Log } from '../../proto/ports.ts';
@@ -32,6 +32,7 @@ import {
   CODE_TRAILER,
   CONTROL_METHODS,
   grpcStatusOf,
+  LEADER_TRAILER,
   MESSAGE_BYTES_MAX,
   masterService,
   PING_EVERY_MS,
@@ -176,6 +177,7 @@ function wireError(error: unknown, method: string, log: Log): Partial<ServiceErr
   const metadata = new Metadata();
   if (error instanceof StorageError) {
     metadata.set(CODE_TRAILER, error.code);
+    if (error instanceof NotLeaderError) metadata.set(LEADER_TRAILER, error.leader);
     return { code: grpcStatusOf(error.code), details: error.message, metadata };
   }
   log.error('a call failed in an unexpected way', { method, error });
