@@ -25,8 +25,11 @@ export interface ControlMethods {
       /** Newest map epoch this daemon ever saw; a master whose store is older stops itself. */
       newestEpoch: Epoch;
     },
-    { clusterId: string; id: DaemonId; epoch: Epoch },
+    /** recovering: no master yet, but one that is rebuilt from what the daemons know (testify); id and epoch are 0. */
+    { clusterId: string; id: DaemonId; epoch: Epoch; recovering?: boolean },
   ];
+  /** Everything a daemon knows that helps to rebuild a lost master. Refused (INVALID) by a master that is not lost. */
+  testify: [Testimony, Record<string, never>];
   heartbeat: [
     {
       id: DaemonId;
@@ -98,6 +101,11 @@ export type PgState = 'peering' | 'active' | 'incomplete' | 'undersized' | 'down
 export interface PgReport {
   pg: PgId;
   since: Epoch;
+  /** Scrubs one PG, or all (pg 0), all objects or those of one image (0: all). Answered at once, with the PGs concerned. */
+  startScrub: [{ pg: PgId; image: ImageId; deep: boolean; repair: boolean }, { pgs: PgId[] }];
+  scrubStatus: [Record<string, never>, { pgs: PgScrubStatus[] }];
+  /** Everything the master has on stable storage, as of one moment: what `ashlar master restore` makes a master of. */
+  backup: [Record<string, never>, { clusterId: string; epoch: Epoch; pairs: { key: string; value: string }[] }];
   state: PgState;
   /** (object, member) pairs that still miss something; 0 and active = clean. */
   missing: number;
@@ -108,6 +116,32 @@ export interface PgReport {
   waitFor: DaemonId[];
 }
 export interface SpaceReport {
+export interface Testimony {
+  clusterId: string;
+  uuid: string;
+  /** 0: it never joined the cluster. */
+  id: DaemonId;
+  bootId: string;
+  newestEpoch: Epoch;
+  /** The whole newest map that it has; null: none. */
+  map: MapUpdate | null;
+  /** Intervals that it led and that the master is known to have allowed to take writes. */
+  activated: PgInterval[];
+  /** What is on its stable storage of each PG that it ever held. */
+  pgs: PgTestimony[];
+  /** Highest session number in its logs, and image number among its objects. */
+  sessionMost: SessionId;
+  imageMost: ImageId;
+}
+/** See PgInfo in cluster/store/store.ts. */
+export interface PgTestimony {
+  pg: PgId;
+  les: Epoch;
+  complete: boolean;
+  /** The interval that the newest entry was written in. */
+  lastSince: Epoch;
+}
+
   usedBytes: number;
   freeBytes: number;
   full: boolean;
@@ -166,7 +200,8 @@ export interface ControlLink {
 }
 export type Subscriber =
   | { role: 'daemon'; id: DaemonId; bootId: string; epoch: Epoch }
-  | { role: 'client'; session: SessionId; epoch: Epoch };
+  /** clusterId: that of the map it has; "" if it has none. */
+  | { role: 'client'; session: SessionId; epoch: Epoch; clusterId?: string };
 export interface SubscriptionEvents {
   onUpdate(update: MapUpdate): void;
   /** The stream broke or was refused. The subscriber decides when to try again. */

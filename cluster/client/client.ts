@@ -113,7 +113,7 @@ export class PoolClient implements ImageClient {
     if (this.#stopped) return;
     const epoch: Epoch = this.#lostTrack ? 0 : (this.map?.epoch ?? 0);
     this.#subscription = this.#ports.control.subscribe(
-      { role: 'client', session: this.router.session, epoch },
+      { role: 'client', session: this.router.session, epoch, clusterId: this.map?.clusterId ?? '' },
       {
         onUpdate: (update) => this.#onUpdate(update),
         onClose: (reason) => {

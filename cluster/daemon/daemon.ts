@@ -7,7 +7,7 @@
 // The daemon obeys the newest map it knows. A frame stamped with a newer epoch waits until that map has come; one of an
 // older interval is refused with STALE and the epoch that explains it. A failed disk ends the process: see onFatal.
 
-import type { ControlLink, PgReport, Subscription } from '../../proto/control.ts';
+import type { ControlLink, PgInterval, PgReport, Subscription } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op, replyTo } from '../../proto/frame.ts';
 import { type DaemonId, type Epoch, type PgId, poolOfPg } from '../../proto/ids.ts';
@@ -24,9 +24,12 @@ import { PeerLink } from './peers.ts';
 import { RecoveryQueue } from './recovery-queue.ts';
 import { Reporter, reportOf } from './reporter.ts';
 import { type Request, refuse } from './request.ts';
-import { Throttle } from './throttle.ts';
+import type { SavedMap } from './saved-map.ts';
 import { FindingsTable } from './scrub-findings.ts';
 
+import { Scrubs } from './scrubs.ts';
+import { testimonyOf } from './testimony.ts';
+import { Throttle } from './throttle.ts';
 /** Pause before the master, gone or refusing, is tried again. */
 const MASTER_RETRY_MS = 300;
 /** How long a frame may wait for the map it was stamped with. */
@@ -59,7 +62,11 @@ export interface DaemonPorts {
   readonly store: Store;
   readonly log: Log;
   readonly identity: DaemonIdentity;
-  /** The daemon joined a cluster, or learned a map: to be remembered in its directory. */
+  /** Most that recovery may send; 0 or absent: only the share of what clients move. */
+  readonly recoveryBytesPerSecond?: number;
+  /** The map that its directory had; null: none. */
+  readonly savedMap?: SavedMap | null;
+  /** The daemon joined a cluster, learned a map, or may take writes: to be remembered in its directory. */
   onMap?(clusterId: string, id: DaemonId, epoch: Epoch): void;
   /** The daemon must not go on. */
   onFatal(error: Error): void;
@@ -161,7 +168,7 @@ export class Daemon {
     if (this.#stopped) return;
     const { identity } = this;
     this.control.call('register', { ...identity, newestEpoch: Math.max(identity.newestEpoch, this.epoch) }).then(
-      ({ clusterId, id }) => {
+      ({ clusterId, id, recovering }) => {
         if (this.#stopped) return;
         identity.clusterId = clusterId;
         this.id = id;
@@ -171,6 +178,7 @@ export class Daemon {
           { role: 'daemon', id, bootId: identity.bootId, epoch: this.#lostTrack ? 0 : this.epoch },
           {
             onUpdate: (update) => this.#onUpdate(update),
+        if (recovering === true) return this.#testify();
             onClose: (reason) => {
               this.#subscription = null;
               this.#joinLater(`lost the master: ${reason}`);
@@ -194,6 +202,16 @@ export class Daemon {
 
   #heartbeatLater(): void {
     this.clock.after(HEARTBEAT_MS, () => {
+  /** The master was lost, and is rebuilt from what the daemons know. */
+  #testify(): void {
+    testimonyOf(this, this.#ports.savedMap ?? null)
+      .then((testimony) => this.control.call('testify', testimony))
+      .then(
+        () => this.#joinLater('told a master that is being rebuilt what this daemon knows'),
+        (error: unknown) => this.#joinLater(`can't testify: ${String(error)}`),
+      );
+  }
+
       if (this.#stopped) return;
       this.#heartbeat();
       this.#reportSilentPeers();
@@ -347,9 +365,15 @@ export class Daemon {
   }
 
   #sync(request: Request): void {
+    this.#ports.onMap?.(this.identity.clusterId, this.id, this.epoch);
     this.store.sync((error) => {
       if (error !== null) return;
       const reply = replyTo(request.frame, 0, this.epoch);
+  /** Intervals that this process leads and that the master allowed to take writes. */
+  activatedPgs(): PgInterval[] {
+    return [...this.#pgs].filter(([, { allowed }]) => allowed > 0).map(([pg, { allowed }]) => ({ pg, since: allowed }));
+  }
+
       if (this.full) reply.flags |= Flag.FULL;
       request.from.send(reply);
     });

@@ -17,6 +17,7 @@ import { parseOptions, UsageError } from '../world/options.ts';
 import { createNetwork, hostAndPort } from '../world/sockets.ts';
 import { Daemon } from './daemon.ts';
 import { openIdentity, readNewestEpoch, writeIdentity, writeNewestEpoch } from './identity.ts';
+import { MapSaver, readSavedMap } from './saved-map.ts';
 
 /** The newest epoch is noted this long after it came, so that a storm of maps is one write. */
 const NOTE_EPOCH_MS = 1_000;
@@ -55,7 +56,8 @@ async function start({ log, fail }: Life): Promise<Running> {
     random: openRandom(),
     onFatal: (error) => fail('the disk failed: this daemon stops, its peers go on', error),
   });
-  let newestEpoch = readNewestEpoch(disk);
+  const savedMap = readSavedMap(disk, log);
+  let newestEpoch = Math.max(readNewestEpoch(disk), savedMap?.map.to ?? 0);
   let noted = newestEpoch;
   let identity = found;
   const network = options.advertise === '' ? createNetwork() : advertised(createNetwork(), options.advertise);
@@ -83,7 +85,9 @@ async function start({ log, fail }: Life): Promise<Running> {
       }
       if (epoch <= newestEpoch) return;
       if (noted === newestEpoch) clock.after(NOTE_EPOCH_MS, noteEpoch);
+    savedMap,
       newestEpoch = epoch;
+      saver.changed();
     },
     onFatal: (error) => fail('this daemon must not go on', error),
   });
@@ -95,6 +99,10 @@ async function start({ log, fail }: Life): Promise<Running> {
   function identify() {
     try {
       return openIdentity(disk, randomUUID());
+  const saver = new MapSaver(disk, clock, log, () =>
+    daemon.map === null ? null : { map: daemon.map, activated: daemon.activatedPgs() },
+  );
+
     } catch (error) {
       if (error instanceof StorageError) throw new UsageError(`--dir ${directory}: ${error.message}`);
       throw error;
@@ -118,6 +126,7 @@ async function start({ log, fail }: Life): Promise<Running> {
       unlock();
     },
   };
+      saver.close();
 }
 
 /** A unix socket's path must be short (108 bytes, unix(7)): a directory that is too deep does without. */

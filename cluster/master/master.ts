@@ -22,6 +22,7 @@ import type { KeyValueStore } from '../../proto/kv.ts';
 import { OUT_AFTER_MS } from '../../proto/limits.ts';
 import type { StorageMap } from '../../proto/map.ts';
 import type { Clock, Log, Random, Timer } from '../../proto/ports.ts';
+import { pairsOf } from './backup.ts';
 import { Commits, type Operation } from './commits.ts';
 import { createImage, createPool, removeImage, resizeImage } from './directory.ts';
 import { isSettled } from './intervals.ts';
@@ -133,11 +134,11 @@ export class Master implements ControlService {
 
   subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription {
     if (this.#closed) throw new StorageError('UNAVAILABLE', 'the master is shutting down');
-    if (subscriber.epoch > this.#state.epoch)
-      throw new StorageError(
-        'IDENTITY',
-        `the subscriber has seen map epoch ${subscriber.epoch}, this master is at ${this.#state.epoch}: its store is an old copy`,
-      );
+    if (subscriber.epoch > this.#state.epoch) {
+      const ours = subscriber.role === 'daemon' || subscriber.clusterId === this.#state.clusterId;
+      const who = subscriber.role === 'daemon' ? `daemon ${subscriber.id}` : `client session ${subscriber.session}`;
+      throw this.#outdated(who, subscriber.epoch, ours);
+    }
     return subscriber.role === 'daemon'
       ? this.#subscribeDaemon(subscriber, events)
       : this.#subscribeClient(subscriber.session, subscriber.epoch, events);
@@ -151,6 +152,9 @@ export class Master implements ControlService {
     forget: async (request) => ({ accepted: await this.#submit((change) => forgettablePgs(change, request)) }),
     preferPrimary: async (request) => {
       await this.#submit((change) => preferPrimary(change, request));
+    testify: async () => {
+      throw new StorageError('INVALID', 'this master is not being rebuilt: no testimony is wanted');
+    },
       this.#preferences.asked(request.pg, this.#clock.now());
       return {};
     },
@@ -185,20 +189,37 @@ export class Master implements ControlService {
     if (request.newestEpoch > this.#state.epoch) {
       // Not IDENTITY when it is our own cluster: the daemon is right, and must live to meet the right master.
       const ours = request.clusterId === this.#state.clusterId;
-      const error = new StorageError(
-        ours ? 'UNAVAILABLE' : 'IDENTITY',
-        `daemon ${request.uuid} has seen map epoch ${request.newestEpoch}, this master's store ends at ${this.#state.epoch}: it is an old copy and must not be served from; put the newest store back`,
-      );
-      if (ours) this.#fail(error);
-      throw error;
+      throw this.#outdated(`daemon ${request.uuid}`, request.newestEpoch, ours);
     }
     await this.#oldProcessGone(request.uuid, request.bootId);
     const id = await this.#submit((change) => registerDaemon(change, request));
     const presence = this.#presences.of(id, request.bootId, this.#clock.now());
     if (presence.stream !== null && presence.streamBootId !== request.bootId) {
       this.#publisher.dismiss(presence.stream, 'another process of this daemon has registered');
+    backup: async () => ({
+      clusterId: this.#state.clusterId,
+      epoch: this.#state.epoch,
+      pairs: pairsOf(this.#state),
+    }),
       presence.stream = null;
     }
+  /**
+   * Somebody has seen a newer map: this master's store is an old copy, or theirs is another cluster. In the first case
+   * it must not serve: what it would publish was published once already, with another meaning.
+   */
+  #outdated(who: string, theirs: Epoch, ours: boolean): StorageError {
+    const mine = this.#state.epoch;
+    if (!ours) return new StorageError('IDENTITY', `${who} has seen map epoch ${theirs} of another cluster`);
+    // Not IDENTITY: they are right, and must live to meet the right master.
+    const error = new StorageError(
+      'UNAVAILABLE',
+      `${who} has seen map epoch ${theirs}, this master's store ends at ${mine}: it is an old copy and must not be ` +
+        'served from; put the newest store back, or rebuild it: ashlar master recover --from-daemons --dir NEW',
+    );
+    this.#fail(error);
+    return error;
+  }
+
     return { clusterId: this.#state.clusterId, id, epoch: this.#state.epoch };
   }
 

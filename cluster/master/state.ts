@@ -43,7 +43,7 @@ export interface Override {
   readonly target: readonly DaemonId[];
 }
 
-const STORE_FORMAT = 1;
+export const STORE_FORMAT = 1;
 
 export class State {
   readonly clusterId: string;
@@ -91,9 +91,9 @@ export const pgEntryOf = (record: PgRecord): PgEntry => ({
   lastActive: record.lastActive,
 });
 
-const TABLES = ['daemons', 'pools', 'pgs', 'images', 'overrides'] as const;
+export const TABLES = ['daemons', 'pools', 'pgs', 'images', 'overrides', 'removed'] as const;
 
-const KEY_OF: Record<(typeof TABLES)[number], (id: number) => string> = {
+export const KEY_OF: Record<(typeof TABLES)[number], (id: number) => string> = {
   daemons: (id) => `/daemons/${id}`,
   pools: (id) => `/pools/${id}`,
   pgs: (pg) => `/pgs/${pgName(pg)}`,

@@ -121,6 +121,7 @@ interface WireSubscriber {
   bootId: string;
   session: number;
   epoch: number;
+  clusterId: string;
 }
 
 function serveStream(service: ControlService, call: ServerWritableStream<WireSubscriber, MapUpdate>, log: Log): void {
@@ -169,8 +170,8 @@ function serveStream(service: ControlService, call: ServerWritableStream<WireSub
   }
 }
 
-function subscriberOf({ role, id, bootId, session, epoch }: WireSubscriber): Subscriber {
-  return role === 'daemon' ? { role, id, bootId, epoch } : { role, session, epoch };
+function subscriberOf({ role, id, bootId, session, epoch, clusterId }: WireSubscriber): Subscriber {
+  return role === 'daemon' ? { role, id, bootId, epoch } : { role, session, epoch, clusterId };
 }
 
 function wireError(error: unknown, method: string, log: Log): Partial<ServiceError> {

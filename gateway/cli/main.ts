@@ -9,6 +9,7 @@ import { declare, exitWith } from './command.ts';
 import { addDaemonCommands } from './daemons.ts';
 import { addImageCommands } from './images.ts';
 import { addMapCommand } from './map.ts';
+import { addMasterCommands } from './master.ts';
 import { addPoolCommands } from './pools.ts';
 import { becomeRole, ROLE_SUMMARIES, type RoleName } from './roles.ts';
 import { addStatusCommands } from './status.ts';
@@ -27,14 +28,16 @@ const program = new Command('ashlar')
   .addHelpText('after', '\nExit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 the master cannot be reached.');
 
 declare(program, 'up', 'run a whole cluster on this machine until Ctrl-C', UP_OPTIONS, up);
-for (const role of Object.keys(ROLE_SUMMARIES) as RoleName[])
-  program
+for (const role of Object.keys(ROLE_SUMMARIES) as RoleName[]) {
+  const command = program
     .command(role)
     .description(ROLE_SUMMARIES[role])
     .helpOption(false) // the role's program knows its options
     .allowUnknownOption()
     .allowExcessArguments()
     .action((_, command: Command) => becomeRole(role, command.args));
+  if (role === 'master') addMasterCommands(command);
+}
 addStatusCommands(program);
 addMapCommand(program);
 addPoolCommands(program);

@@ -9,6 +9,14 @@ const MAINS = {
   nbd: '../nbd/main.ts',
 } as const;
 export type RoleName = keyof typeof MAINS;
+
+/** Commands of the master that work on its store while no master runs: programs of their own, too. */
+const MASTER_COMMANDS = {
+  recover: '../../cluster/master/recover-main.ts',
+  restore: '../../cluster/master/restore-main.ts',
+} as const;
+export type MasterCommand = keyof typeof MASTER_COMMANDS;
+
 export const ROLE_SUMMARIES: Record<RoleName, string> = {
   master: 'run the master: it keeps and publishes the storage map',
   daemon: 'run a storage daemon: one per disk',
@@ -22,14 +30,23 @@ export const ROLE_SUMMARIES: Record<RoleName, string> = {
 export const NODE_OPTIONS_OF_ROLES: readonly string[] = ['--max-semi-space-size=2'];
 
 /** Path of a role's main file. In a package they are compiled: the same place, another suffix. */
-export function roleMain(role: RoleName): string {
+export const roleMain = (role: RoleName): string => pathOf(MAINS[role]);
+
+function pathOf(main: string): string {
   const suffix = import.meta.url.endsWith('.js') ? '.js' : '.ts';
-  return fileURLToPath(new URL(MAINS[role].replace(/\.ts$/, suffix), import.meta.url));
+  return fileURLToPath(new URL(main.replace(/\.ts$/, suffix), import.meta.url));
 }
 
 /** Makes this process the role, with the rest of the command line as its own. */
 export async function becomeRole(role: RoleName, args: readonly string[]): Promise<void> {
-  const path = roleMain(role);
+  await becomeProgram(roleMain(role), args);
+}
+
+export async function becomeMasterCommand(name: MasterCommand, args: readonly string[]): Promise<void> {
+  await becomeProgram(pathOf(MASTER_COMMANDS[name]), args);
+}
+
+async function becomeProgram(path: string, args: readonly string[]): Promise<void> {
   process.argv = [process.argv[0]!, path, ...args];
   await import(path);
 }

@@ -1,0 +1,40 @@
+// `ashlar master restore FILE --dir NEW`: a master's store from a backup, while no master runs. See backup.ts for what
+// such a store is worth.
+
+import { readFileSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { Command } from 'commander';
+import { StorageError } from '../../proto/errors.ts';
+import { addOptions, exitOnUsage, optionsOf } from '../world/options.ts';
+import { decodeBackup } from './backup.ts';
+import { makeStore, runCommand } from './offline.ts';
+
+const OPTIONS = [
+  { name: 'dir', kind: 'string', required: true, help: "new directory for the master's store" },
+] as const;
+
+const command = new Command('ashlar master restore')
+  .description("Makes a master's store of a backup, in a new directory.")
+  .argument('<file>', 'what "ashlar master backup" wrote')
+  .exitOverride()
+  .allowExcessArguments(false);
+addOptions(command, OPTIONS);
+try {
+  command.parse(process.argv.slice(2), { from: 'user' });
+} catch (error) {
+  exitOnUsage(error, 'ashlar master restore');
+}
+
+await runCommand('master restore', async () => {
+  const { dir } = optionsOf(command, OPTIONS);
+  const file = command.args[0]!;
+  const backup = await decodeBackup(readFileSync(file)).catch((error: unknown) => {
+    if (error instanceof StorageError) throw new StorageError(error.code, `${file}: ${error.message}`, error);
+    throw error;
+  });
+  await makeStore(dir, backup.pairs);
+  process.stdout.write(
+    `the master of cluster ${backup.clusterId} is restored in ${resolve(dir)}, as of map epoch ${backup.epoch}\n` +
+      'if a daemon or client has seen a newer map, it stops itself: then use "ashlar master recover"\n',
+  );
+});
