@@ -39,8 +39,11 @@ export interface ControlMethods {
       /** State of the PGs it is primary of that changed since the last heartbeat that was answered; all after a reconnect. */
       pgs: PgReport[];
       space: SpaceReport;
+      /** Bytes that this process has pushed to other daemons: what recovery's speed is told from. */
+      recoveredBytes: number;
     },
-    { epoch: Epoch },
+    /** recoveryBytesPerSecond: the most that recovery may send, as people set it; 0: as the daemon was started. */
+    { epoch: Epoch; recoveryBytesPerSecond: number },
   ];
   /** Interval history: these PGs are about to take writes. A PG not in `accepted` has a newer interval and must not. */
   activate: [{ id: DaemonId; bootId: string; pgs: PgInterval[] }, { accepted: PgId[] }];
@@ -53,6 +56,11 @@ export interface ControlMethods {
   forget: [{ id: DaemonId; bootId: string; pgs: PgInterval[] }, { accepted: PgId[] }];
   /** `daemon`, a member of the acting set, has the newest log: make it the primary (a new interval). */
   preferPrimary: [{ pg: PgId; since: Epoch; daemon: DaemonId }, Record<string, never>];
+  /**
+   * What the daemon, as primary, found out about copies since it last told (all again when `master` changes), and what
+   * is to be scrubbed in the PGs it leads: the same orders again until they are reported done.
+   */
+  reportScrubs: [{ id: DaemonId; bootId: string; reports: ScrubReport[] }, { master: number; orders: ScrubOrder[] }];
   /** A member does not answer its primary. The master marks it down; if it lives, it registers again. */
   reportFailure: [{ reporter: DaemonId; daemon: DaemonId; bootId: string; reason: string }, Record<string, never>];
 
@@ -85,8 +93,19 @@ export interface ControlMethods {
   resizeImage: [{ image: ImageId; sizeBytes: number }, ImageEntry];
   /** Step 1 (state becomes 'removing', the fence goes up); step 2, when the objects are gone, with `done`. */
   removeImage: [{ image: ImageId; done: boolean }, Record<string, never>];
-  setDaemon: [{ id: DaemonId; weight?: number; in?: boolean }, DaemonEntry];
+  /** recoveryBytesPerSecond: see heartbeat. */
+  setDaemon: [{ id: DaemonId; weight?: number; in?: boolean; recoveryBytesPerSecond?: number }, DaemonEntry];
+  /**
+   * Forgets a daemon for ever; its number and its directory never come back. Refused (BUSY, saying what) while it holds
+   * anything that may be needed: it must be drained, or down and out with everything clean without it.
+   */
+  removeDaemon: [{ id: DaemonId }, Record<string, never>];
   status: [Record<string, never>, ClusterStatus];
+  /** Scrubs one PG, or all (pg 0), all objects or those of one image (0: all). Answered at once, with the PGs concerned. */
+  startScrub: [{ pg: PgId; image: ImageId; deep: boolean; repair: boolean }, { pgs: PgId[] }];
+  scrubStatus: [Record<string, never>, { pgs: PgScrubStatus[] }];
+  /** Everything the master has on stable storage, as of one moment: what `ashlar master restore` makes a master of. */
+  backup: [Record<string, never>, { clusterId: string; epoch: Epoch; pairs: { key: string; value: string }[] }];
 }
 export type ControlMethod = keyof ControlMethods;
 export type ControlRequest<M extends ControlMethod> = ControlMethods[M][0];
@@ -97,25 +116,6 @@ export interface PgInterval {
   since: Epoch;
 }
 
-export type PgState = 'peering' | 'active' | 'incomplete' | 'undersized' | 'down';
-export interface PgReport {
-  pg: PgId;
-  since: Epoch;
-  /** Scrubs one PG, or all (pg 0), all objects or those of one image (0: all). Answered at once, with the PGs concerned. */
-  startScrub: [{ pg: PgId; image: ImageId; deep: boolean; repair: boolean }, { pgs: PgId[] }];
-  scrubStatus: [Record<string, never>, { pgs: PgScrubStatus[] }];
-  /** Everything the master has on stable storage, as of one moment: what `ashlar master restore` makes a master of. */
-  backup: [Record<string, never>, { clusterId: string; epoch: Epoch; pairs: { key: string; value: string }[] }];
-  state: PgState;
-  /** (object, member) pairs that still miss something; 0 and active = clean. */
-  missing: number;
-  objects: number;
-  /** Allocated bytes of one copy. */
-  bytes: number;
-  /** Members whose answer it waits for, or who would help. */
-  waitFor: DaemonId[];
-}
-export interface SpaceReport {
 export interface Testimony {
   clusterId: string;
   uuid: string;
@@ -142,6 +142,24 @@ export interface PgTestimony {
   lastSince: Epoch;
 }
 
+export type PgState = 'peering' | 'active' | 'incomplete' | 'undersized' | 'down';
+export interface PgReport {
+  pg: PgId;
+  since: Epoch;
+  state: PgState;
+  /** (object, member) pairs that still miss something; 0 and active = clean. */
+  missing: number;
+  /** What they are in bytes, as far as is known. */
+  missingBytes: number;
+  /** Members that have no space for what they miss. */
+  noSpace: DaemonId[];
+  objects: number;
+  /** Allocated bytes of one copy. */
+  bytes: number;
+  /** Members whose answer it waits for, or who would help. */
+  waitFor: DaemonId[];
+}
+export interface SpaceReport {
   usedBytes: number;
   freeBytes: number;
   full: boolean;
@@ -170,6 +188,45 @@ export interface Inconsistency {
   why: string;
 }
 
+export interface ScrubOrder {
+  pg: PgId;
+  /** Grows; a daemon carries each out once. */
+  number: number;
+  /** 0: all. */
+  image: ImageId;
+  /** Reads and verifies every block of every copy; else versions and checksums are compared. */
+  deep: boolean;
+  /** Puts right what can be proven. */
+  repair: boolean;
+}
+export interface ScrubReport {
+  pg: PgId;
+  /** The order being carried out, or the last one that was; 0: none. */
+  number: number;
+  done: boolean;
+  objectsDone: number;
+  objects: number;
+  /** Ranges repaired since the daemon's process began. */
+  repaired: number;
+  inconsistencies: Inconsistency[];
+  /** So many more were found than are listed. */
+  more: number;
+}
+/** What the master knows about scrubs of a PG. Times are ages in milliseconds; -1: not since the master started. */
+export interface PgScrubStatus {
+  pg: PgId;
+  /** An order is waiting or being carried out. */
+  ordered: boolean;
+  deep: boolean;
+  objectsDone: number;
+  objects: number;
+  lightAgoMs: number;
+  deepAgoMs: number;
+  repaired: number;
+  inconsistencies: Inconsistency[];
+  more: number;
+}
+
 export interface ClusterStatus {
   clusterId: string;
   epoch: Epoch;
@@ -186,6 +243,14 @@ export interface ClusterStatus {
   missingPeak: number;
   objects: number;
   bytes: number;
+  recovery: RecoveryStatus & {
+    bytesPerSecond: number;
+    /** Seconds until nothing is missing, at this speed; -1: nobody can tell. */
+    secondsLeft: number;
+    pools: (RecoveryStatus & { pool: PoolId })[];
+  };
+  /** Objects of which some copy is known to be bad. */
+  inconsistent: number;
   pgs: PgReport[];
 }
 

@@ -18,6 +18,7 @@ import type { Clock, Listener, Log, Network } from '../../proto/ports.ts';
 import type { Store } from '../store/store.ts';
 import { type Inbound, Inbounds } from './inbound.ts';
 import { Interval } from './interval.ts';
+import { Leases } from './lease.ts';
 import { Leftovers } from './leftovers.ts';
 import { Members } from './member.ts';
 import { PeerLink } from './peers.ts';
@@ -26,10 +27,10 @@ import { Reporter, reportOf } from './reporter.ts';
 import { type Request, refuse } from './request.ts';
 import type { SavedMap } from './saved-map.ts';
 import { FindingsTable } from './scrub-findings.ts';
-
 import { Scrubs } from './scrubs.ts';
 import { testimonyOf } from './testimony.ts';
 import { Throttle } from './throttle.ts';
+
 /** Pause before the master, gone or refusing, is tried again. */
 const MASTER_RETRY_MS = 300;
 /** How long a frame may wait for the map it was stamped with. */
@@ -89,16 +90,19 @@ export class Daemon {
   readonly log: Log;
   readonly reporter: Reporter;
   readonly recoveryQueue = new RecoveryQueue();
+  readonly throttle: Throttle;
   /** Members that said they are nearly full. */
   readonly fullPeers = new Set<DaemonId>();
   /** What is wrong with copies in the PGs it leads. */
   readonly findings = new FindingsTable();
   readonly identity: DaemonIdentity;
+  readonly leases: Leases;
   map: StorageMap | null = null;
   id: DaemonId = 0;
   readonly #ports: DaemonPorts;
   readonly #members = new Members(this);
   readonly #leftovers = new Leftovers(this);
+  readonly #scrubs = new Scrubs(this);
   readonly #inbounds: Inbounds;
   readonly #pgs = new Map<PgId, Pg>();
   readonly #links = new Map<DaemonId, PeerLink>();
@@ -120,8 +124,10 @@ export class Daemon {
     this.store = ports.store;
     this.log = ports.log;
     this.identity = { ...ports.identity };
+    this.throttle = new Throttle(ports.clock, ports.recoveryBytesPerSecond ?? 0);
     this.reporter = new Reporter(ports.clock, ports.control, ports.identity.bootId, () => this.id);
     this.#inbounds = new Inbounds(this);
+    this.leases = new Leases(this);
   }
 
   get epoch(): Epoch {
@@ -149,12 +155,14 @@ export class Daemon {
     this.#join();
     this.#heartbeatLater();
     this.#leftovers.begin();
+    this.#scrubs.begin();
   }
 
   /** Stops serving at once. The store stays open: its owner closes it. */
   stop(): void {
     this.#stopped = true;
     this.#leftovers.stop();
+    this.#scrubs.stop();
     this.#subscription?.close();
     for (const listener of this.#listeners) listener.close();
     for (const pg of this.#pgs.values()) pg.interval?.end();
@@ -170,6 +178,7 @@ export class Daemon {
     this.control.call('register', { ...identity, newestEpoch: Math.max(identity.newestEpoch, this.epoch) }).then(
       ({ clusterId, id, recovering }) => {
         if (this.#stopped) return;
+        if (recovering === true) return this.#testify();
         identity.clusterId = clusterId;
         this.id = id;
         this.#ports.onMap?.(clusterId, id, this.epoch);
@@ -178,7 +187,6 @@ export class Daemon {
           { role: 'daemon', id, bootId: identity.bootId, epoch: this.#lostTrack ? 0 : this.epoch },
           {
             onUpdate: (update) => this.#onUpdate(update),
-        if (recovering === true) return this.#testify();
             onClose: (reason) => {
               this.#subscription = null;
               this.#joinLater(`lost the master: ${reason}`);
@@ -194,14 +202,6 @@ export class Daemon {
     );
   }
 
-  #joinLater(reason: string): void {
-    if (this.#stopped) return;
-    this.log.warn(reason);
-    this.clock.after(MASTER_RETRY_MS, () => this.#join());
-  }
-
-  #heartbeatLater(): void {
-    this.clock.after(HEARTBEAT_MS, () => {
   /** The master was lost, and is rebuilt from what the daemons know. */
   #testify(): void {
     testimonyOf(this, this.#ports.savedMap ?? null)
@@ -212,6 +212,14 @@ export class Daemon {
       );
   }
 
+  #joinLater(reason: string): void {
+    if (this.#stopped) return;
+    this.log.warn(reason);
+    this.clock.after(MASTER_RETRY_MS, () => this.#join());
+  }
+
+  #heartbeatLater(): void {
+    this.clock.after(HEARTBEAT_MS, () => {
       if (this.#stopped) return;
       this.#heartbeat();
       this.#reportSilentPeers();
@@ -236,8 +244,13 @@ export class Daemon {
       epoch: this.epoch,
       pgs: changed,
       space: this.store.space(),
+      recoveredBytes: this.throttle.pushedBytes,
     };
-    this.control.call('heartbeat', request).catch((error: unknown) => {
+    const heard = this.control.call('heartbeat', request).then(({ recoveryBytesPerSecond }) => {
+      const cap = recoveryBytesPerSecond || (this.#ports.recoveryBytesPerSecond ?? 0);
+      if (cap !== this.throttle.capBytesPerSecond) this.throttle.cap(cap);
+    });
+    heard.catch((error: unknown) => {
       for (const { pg } of changed) this.#reported.delete(pg);
       // The master takes another process for this daemon, while the stream of this one is still open.
       if (!(error instanceof StorageError) || error.code !== 'IDENTITY' || this.#subscription === null) return;
@@ -287,15 +300,15 @@ export class Daemon {
       pg = { entry, interval: null, allowed: 0, waiting: [] };
       this.#pgs.set(entry.pg, pg);
     } else if (pg.entry.since === entry.since && pg.entry.waitFor.length === entry.waitFor.length) return;
+    else this.#members.leave(pg.entry);
     pg.entry = entry;
-    this.#members.forget(entry.pg);
     this.#startInterval(pg);
   }
 
   #leavePg(id: PgId): void {
     const pg = this.#pgs.get(id);
     if (pg === undefined) return;
-    this.#members.forget(id);
+    this.#members.leave(pg.entry);
     this.#pgs.delete(id);
     this.#reported.delete(id);
     this.#endInterval(pg);
@@ -332,6 +345,16 @@ export class Daemon {
     this.#startInterval(pg);
   }
 
+  /** Did this very process lead the newest interval that served before this one? */
+  ledBefore(interval: Interval): boolean {
+    return this.#pgs.get(interval.entry.pg)?.allowed === interval.entry.lastActive;
+  }
+
+  /** What this daemon does as primary of the PG; null if it is not. */
+  intervalOf(pg: PgId): Interval | null {
+    return this.#pgs.get(pg)?.interval ?? null;
+  }
+
   /** Did the master allow writes in this interval before it had to be peered anew? Then it need not be asked again. */
   isAllowed(interval: Interval): boolean {
     return this.#pgs.get(interval.entry.pg)?.allowed === interval.entry.since;
@@ -342,7 +365,13 @@ export class Daemon {
     const pg = this.#pgs.get(interval.entry.pg);
     if (pg?.interval !== interval) return;
     pg.allowed = interval.entry.since;
+    this.#ports.onMap?.(this.identity.clusterId, this.id, this.epoch);
     for (const request of pg.waiting.splice(0)) interval.serving!.handle(request);
+  }
+
+  /** Intervals that this process leads and that the master allowed to take writes. */
+  activatedPgs(): PgInterval[] {
+    return [...this.#pgs].filter(([, { allowed }]) => allowed > 0).map(([pg, { allowed }]) => ({ pg, since: allowed }));
   }
 
   // --- frames
@@ -352,10 +381,12 @@ export class Daemon {
     const { frame } = request;
     if (this.map === null || frame.epoch > this.epoch) return this.#waitForMap(request, from);
     if (frame.op === Op.SYNC) return this.#sync(request);
+    if (frame.op === Op.LEASE && from.hello?.role === 'daemon') return this.leases.grant(request, from.hello);
     if (frame.op >= Op.REPLICATE) {
       if (from.hello?.role === 'daemon') return this.#members.handle(request, from.hello.id);
       return refuse(request, 'INVALID', this.epoch);
     }
+    this.throttle.clientBytes += frame.length;
     const pg = this.#pgs.get(frame.pg);
     if (pg === undefined || pg.entry.acting[0] !== this.id) return refuse(request, 'NOT_PRIMARY', this.epoch);
     if (frame.epoch < pg.entry.since) return refuse(request, 'STALE', this.epoch);
@@ -365,15 +396,9 @@ export class Daemon {
   }
 
   #sync(request: Request): void {
-    this.#ports.onMap?.(this.identity.clusterId, this.id, this.epoch);
     this.store.sync((error) => {
       if (error !== null) return;
       const reply = replyTo(request.frame, 0, this.epoch);
-  /** Intervals that this process leads and that the master allowed to take writes. */
-  activatedPgs(): PgInterval[] {
-    return [...this.#pgs].filter(([, { allowed }]) => allowed > 0).map(([pg, { allowed }]) => ({ pg, since: allowed }));
-  }
-
       if (this.full) reply.flags |= Flag.FULL;
       request.from.send(reply);
     });
@@ -407,7 +432,7 @@ export class Daemon {
       entry.host === this.identity.host,
       this.#helloTo(entry),
       (lost, reason) => {
-        if (this.#links.get(id) === lost) this.#links.delete(id);
+        if (this.#links.get(id) === lost) this.#forgetLink(id);
         if (this.#stopped) return;
         this.log.warn('lost the connection to a daemon', { daemon: id, why: reason });
         if (lost.inVain) this.#reportFailure(id, entry.bootId, reason);
@@ -415,6 +440,11 @@ export class Daemon {
     );
     this.#links.set(id, link);
     return link;
+  }
+
+  #forgetLink(id: DaemonId): void {
+    this.#links.delete(id);
+    this.leases.lost(id);
   }
 
   #helloTo(entry: DaemonEntry) {
@@ -437,7 +467,7 @@ export class Daemon {
     for (const [id, link] of this.#links) {
       const entry = map.daemons.get(id);
       if (entry?.up === true && entry.bootId === link.entry.bootId) continue;
-      this.#links.delete(id);
+      this.#forgetLink(id);
       old.push(link);
     }
     // Whether it has space again is asked when it is back.

@@ -18,9 +18,11 @@ import type { PgEntry, PoolEntry } from '../../proto/map.ts';
 import {
   decodeEntries,
   decodeListing,
+  decodeOldLeases,
   decodePgInfo,
   encodeActivation,
   type ListedObject,
+  type OldLease,
   type WirePgInfo,
 } from '../../proto/peer-messages.ts';
 import type { LogEntry } from '../store/store.ts';
@@ -52,6 +54,8 @@ export class Interval {
   recovery: Recovery | null = null;
   readonly #infos = new Map<DaemonId, WirePgInfo>();
   readonly #missing = new Map<DaemonId, MissingSet>();
+  /** Read leases of earlier intervals that members know of. */
+  readonly #oldLeases: OldLease[] = [];
   #awaited = 0;
   #over = false;
 
@@ -87,6 +91,7 @@ export class Interval {
     for (const id of this.others)
       this.#ask(id, this.#frame(Op.PG_QUERY), (reply) => {
         this.#infos.set(id, decodePgInfo(reply.meta));
+        this.#oldLeases.push(...decodeOldLeases(reply.meta!));
         if (--this.#awaited === 0) this.#choose();
       });
     if (this.others.length === 0) this.#choose();
@@ -115,11 +120,22 @@ export class Interval {
         );
       return;
     }
-    this.#awaited = this.others.length + 1;
+    this.#awaited = this.others.length + 2;
     for (const id of this.others) this.#compare(id, this.#infos.get(id)!, mine);
+    this.#waitOutLeases();
     this.daemon.store.setPg(this.entry.pg, this.entry.since, true);
     this.daemon.store.sync((error) => {
       if (error === null && !this.#over) this.#activated();
+    });
+  }
+
+  /** Whoever led the PG before may still answer reads for a moment: nothing newer may be true until then. */
+  #waitOutLeases(): void {
+    const { daemon, entry } = this;
+    if (daemon.ledBefore(this) || daemon.isAllowed(this)) return this.#activated();
+    const leases = [...this.#oldLeases, ...daemon.leases.outstanding(entry)];
+    daemon.leases.waitOut(entry, leases, () => {
+      if (!this.#over) this.#activated();
     });
   }
 
@@ -148,7 +164,9 @@ export class Interval {
     this.#ask(id, this.#frame(Op.PG_LIST), (reply) => {
       for (const info of decodeListing(reply.meta)) listed.push(info);
       if ((reply.flags & Flag.LAST) === 0) return;
-      this.#activate(id, catchUpByList(mine.last, this.daemon.store.objects(this.entry.pg), listed));
+      const { store } = this.daemon;
+      const log = store.logAfter(this.entry.pg, mine.tail) ?? [];
+      this.#activate(id, catchUpByList(mine.last, store.objects(this.entry.pg), listed, log));
     });
   }
 
@@ -163,7 +181,7 @@ export class Interval {
     this.#ask(id, frame, () => this.#activated());
   }
 
-  /** One more of the members and this daemon has made the interval durable. */
+  /** One more of the members and this daemon has made the interval durable; or all old leases are over. */
   #activated(): void {
     if (--this.#awaited > 0) return;
     // Peered anew after a broken link, a PG need not wait for a master that is away.

@@ -36,6 +36,12 @@ const options = parseOptions('daemon', 'run a storage daemon: one per disk', [
   { name: 'unix', kind: 'string', default: 'auto', help: 'unix socket for the same machine: a path, auto, or none' },
   { name: 'domain', kind: 'string', default: '', help: 'failure domain; the daemon itself unless given' },
   { name: 'weight', kind: 'integer', default: 100, help: 'share of the data relative to the other daemons' },
+  {
+    name: 'recovery-mb-per-second',
+    kind: 'integer',
+    default: 0,
+    help: 'most that recovery may send, in MB/s; 0: no cap but 30 % of what clients move, while they do',
+  },
   { name: 'log-size', kind: 'size', default: LOG_BYTES_DEFAULT, help: 'bytes of write-ahead log' },
 ]);
 
@@ -67,6 +73,7 @@ async function start({ log, fail }: Life): Promise<Running> {
     control: openControlLink(options.master),
     store,
     log,
+    recoveryBytesPerSecond: options.recoveryMbPerSecond * 1e6,
     identity: {
       clusterId: identity.clusterId,
       uuid: identity.uuid,
@@ -78,19 +85,23 @@ async function start({ log, fail }: Life): Promise<Running> {
       weight: options.weight,
       newestEpoch,
     },
+    savedMap,
     onMap(clusterId, id, epoch) {
+      saver.changed();
       if (identity.clusterId !== clusterId || identity.id !== id) {
         identity = { uuid: identity.uuid, clusterId, id };
         writeIdentity(disk, identity);
       }
       if (epoch <= newestEpoch) return;
       if (noted === newestEpoch) clock.after(NOTE_EPOCH_MS, noteEpoch);
-    savedMap,
       newestEpoch = epoch;
-      saver.changed();
     },
     onFatal: (error) => fail('this daemon must not go on', error),
   });
+
+  const saver = new MapSaver(disk, clock, log, () =>
+    daemon.map === null ? null : { map: daemon.map, activated: daemon.activatedPgs() },
+  );
 
   function noteEpoch(): void {
     noted = newestEpoch;
@@ -99,10 +110,6 @@ async function start({ log, fail }: Life): Promise<Running> {
   function identify() {
     try {
       return openIdentity(disk, randomUUID());
-  const saver = new MapSaver(disk, clock, log, () =>
-    daemon.map === null ? null : { map: daemon.map, activated: daemon.activatedPgs() },
-  );
-
     } catch (error) {
       if (error instanceof StorageError) throw new UsageError(`--dir ${directory}: ${error.message}`);
       throw error;
@@ -119,6 +126,7 @@ async function start({ log, fail }: Life): Promise<Running> {
     },
     async stop() {
       daemon.stop();
+      saver.close();
       await new Promise<void>((resolveClosed, reject) => {
         store.close((error) => (error === null ? resolveClosed() : reject(error)));
       });
@@ -126,7 +134,6 @@ async function start({ log, fail }: Life): Promise<Running> {
       unlock();
     },
   };
-      saver.close();
 }
 
 /** A unix socket's path must be short (108 bytes, unix(7)): a directory that is too deep does without. */

@@ -10,6 +10,7 @@ import { type ErrorCode, StorageError, wireStatus } from '../../proto/errors.ts'
 import { Flag, type Frame, Op, replyTo } from '../../proto/frame.ts';
 import { type PgId, pgName } from '../../proto/ids.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
+import type { PgEntry } from '../../proto/map.ts';
 import { decodeActivation, encodeEntries, encodeListing, encodePgInfo, LISTED_MAX } from '../../proto/peer-messages.ts';
 import type { EntryOp, LogEntry } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
@@ -36,9 +37,10 @@ export class Members {
     this.#daemon = daemon;
   }
 
-  /** The PG has a new interval, or this daemon has left it. */
-  forget(pg: PgId): void {
-    this.#active.delete(pg);
+  /** The interval is over for this daemon: the PG has a new one, or this daemon has left it. */
+  leave(entry: PgEntry): void {
+    this.#active.delete(entry.pg);
+    this.#daemon.leases.leave(entry);
   }
 
   handle(request: Request, sender: number): void {
@@ -52,7 +54,7 @@ export class Members {
           return this.#onReplicate(request);
         case Op.PG_QUERY:
           this.#active.delete(frame.pg);
-          return this.#answer(request, 'OK', encodePgInfo(this.#daemon.store.pgInfo(frame.pg)));
+          return this.#answer(request, 'OK', this.#pgInfo(entry));
         case Op.PG_LOG:
           return this.#onLog(request);
         case Op.PG_LIST:
@@ -82,6 +84,7 @@ export class Members {
     const { frame } = request;
     const state = this.#activated(frame);
     if (state === null || frame.pgSeq !== state.lastSeq + 1) return this.#answer(request, 'STALE');
+    this.#daemon.throttle.clientBytes += frame.length;
     const why = invalidData(frame);
     if (why !== null) return this.#answer(request, why);
     const entry: LogEntry = {
@@ -103,6 +106,10 @@ export class Members {
       else this.#daemon.store.sync((failed) => failed === null && this.#answer(request, 'OK'));
     });
     state.lastSeq = frame.pgSeq;
+  }
+
+  #pgInfo(entry: PgEntry): Buffer {
+    return encodePgInfo(this.#daemon.store.pgInfo(entry.pg), this.#daemon.leases.outstanding(entry));
   }
 
   #onLog(request: Request): void {

@@ -69,7 +69,15 @@ function catchUpOf(authority: Store, member: Store): { way: 'log' | 'diverged' |
     const catchUp = catchUpDiverged(whole, mine.tail, member.logAfter(PG, theirs.tail)!, theirs.tail);
     if (catchUp !== null) return { way: 'diverged', catchUp };
   }
-  return { way: 'list', catchUp: catchUpByList(mine.last, authority.objects(PG), [...member.objects(PG)]) };
+  return {
+    way: 'list',
+    catchUp: catchUpByList(
+      mine.last,
+      authority.objects(PG),
+      [...member.objects(PG)],
+      authority.logAfter(PG, mine.tail)!,
+    ),
+  };
 }
 
 function read(

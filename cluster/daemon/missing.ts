@@ -4,8 +4,18 @@
 //   by log    the member's newest entry, or a common ancestor of both logs, is in the authority's log: what the entries
 //             after it touched is missing, extent by extent; what the member did beyond the ancestor (writes that never
 //             became real) is undone by fetching the same extents too;
-//   by list   no common ancestor, or an earlier recovery never finished: every object whose version differs is missing
-//             as a whole. Versions are never given twice, so equal versions mean equal content.
+//   by list   no common ancestor, or an earlier recovery never finished: every object whose version differs is missing:
+//             the extents of the entries after the member's version of it where the authority's log still has that very
+//             entry, else as a whole.
+//
+// Why extents are enough. Versions are never given twice, and an object gets one only when it is whole: from an entry,
+// which a primary lets through only for objects that nobody misses, or with the last piece of a push. A half-pushed
+// object has version zero, which equals nothing. So a member's object at version v holds what the authority's held at v,
+// and whatever changed since is in the extents of the authority's entries for this object after v, provided that the log
+// holds them all. By log, the common version stands for v of every object: nothing in the member is newer but by its own
+// entries, whose extents are added. A DELETE among the entries makes the object missing as a whole: what it left (or did
+// not) is not worth a proof. While anything of an object is missing, writes to it wait (recovery.ts), so extents never
+// meet an entry half way; a block in them that holds nothing any more is pushed as a hole.
 
 import {
   compareVersions,
@@ -18,6 +28,7 @@ import {
 } from '../../proto/ids.ts';
 import type { ListedObject, LogMode, WirePgInfo } from '../../proto/peer-messages.ts';
 import { EntryOp, type LogEntry } from '../store/store.ts';
+import { type Extent, extentBytes, joinedExtents } from './extents.ts';
 
 /** An object that a member must fetch: all of it, or byte ranges [start, end) in order, disjoint. */
 export interface MissingObject {
@@ -25,12 +36,14 @@ export interface MissingObject {
   readonly object: number;
   readonly order: number;
   whole: boolean;
-  extents: { start: number; end: number }[];
+  extents: Extent[];
 }
 export type MissingSet = Map<ObjectKey, MissingObject>;
 
-/** More extents than this in one object are fetched as the whole object. */
+/** More extents than this in one object are fetched as the whole object, */
 const EXTENTS_MAX = 64;
+/** and so are extents that make up more of it than this. */
+const EXTENTS_SHARE_MAX = 0.5;
 
 export interface CatchUp {
   readonly mode: LogMode;
@@ -67,9 +80,18 @@ export function catchUpDiverged(
   return { mode: 'truncate', version: common, entries: after, missing };
 }
 
-/** Compares listings: whatever differs is missing as a whole; what only the member has is missing too (to be removed). */
-export function catchUpByList(last: Version, mine: Iterable<ListedObject>, theirs: readonly ListedObject[]): CatchUp {
+/**
+ * Compares listings: whatever differs is missing; what only the member has is missing too (to be removed).
+ * @param log the authority's whole log
+ */
+export function catchUpByList(
+  last: Version,
+  mine: Iterable<ListedObject>,
+  theirs: readonly ListedObject[],
+  log: readonly LogEntry[],
+): CatchUp {
   const missing: MissingSet = new Map();
+  const entriesOf = Map.groupBy(log, (entry) => objectKey(entry.image, entry.object));
   const versions = new Map<ObjectKey, ListedObject>();
   for (const info of theirs) versions.set(objectKey(info.image, info.object), info);
   for (const info of mine) {
@@ -79,7 +101,9 @@ export function catchUpByList(last: Version, mine: Iterable<ListedObject>, their
     // A version of zero marks a half-copied object: it equals nothing.
     if (other !== undefined && sameVersion(other.version, info.version) && !sameVersion(info.version, VERSION_ZERO))
       continue;
-    missing.set(key, wholeObject(info));
+    const after = other === undefined ? [] : entriesAfter(other.version, entriesOf.get(key) ?? []);
+    if (after.length === 0) missing.set(key, wholeObject(info));
+    for (const entry of after) addEntry(missing, entry);
   }
   for (const [key, info] of versions) missing.set(key, wholeObject(info));
   return { mode: 'reset', version: last, entries: [], missing };
@@ -112,6 +136,12 @@ function commonVersion(mine: LogEntry[], myTail: Version, theirs: LogEntry[], th
   return mySince.get(theirTail.seq) === theirTail.since ? theirTail : null;
 }
 
+/** What was done to an object after one of its entries gave it this version; none if no entry did. */
+function entriesAfter(version: Version, entries: readonly LogEntry[]): readonly LogEntry[] {
+  const at = entries.findIndex((entry) => sameVersion(entry.version, version));
+  return at === -1 ? [] : entries.slice(at + 1);
+}
+
 function addEntry(missing: MissingSet, entry: LogEntry): void {
   const key = objectKey(entry.image, entry.object);
   let item = missing.get(key);
@@ -121,31 +151,10 @@ function addEntry(missing: MissingSet, entry: LogEntry): void {
   }
   if (entry.op === EntryOp.DELETE) item.whole = true;
   if (item.whole) return;
-  item.extents = withExtent(item.extents, entry.offset, entry.offset + entry.length);
-  if (item.extents.length > EXTENTS_MAX) item.whole = true;
+  item.extents = joinedExtents([...item.extents, { start: entry.offset, end: entry.offset + entry.length }]);
+  if (item.extents.length > EXTENTS_MAX || extentBytes(item.extents) > EXTENTS_SHARE_MAX * 2 ** item.order)
+    item.whole = true;
   if (item.whole) item.extents = [];
-}
-
-function withExtent(
-  extents: { start: number; end: number }[],
-  start: number,
-  end: number,
-): { start: number; end: number }[] {
-  const result: { start: number; end: number }[] = [];
-  let placed = false;
-  for (const extent of extents) {
-    if (extent.end < start) result.push(extent);
-    else if (extent.start > end) {
-      if (!placed) result.push({ start, end });
-      placed = true;
-      result.push(extent);
-    } else {
-      start = Math.min(start, extent.start);
-      end = Math.max(end, extent.end);
-    }
-  }
-  if (!placed) result.push({ start, end });
-  return result;
 }
 
 const wholeObject = (info: ListedObject): MissingObject => ({

@@ -78,6 +78,8 @@ export function reportOf(interval: Interval): PgReport {
     since: interval.entry.since,
     state: interval.state,
     missing: interval.recovery?.missing ?? 0,
+    missingBytes: interval.recovery?.missingBytes ?? 0,
+    noSpace: interval.recovery?.noSpace ?? [],
     objects: usage.objects,
     bytes: usage.bytes,
     waitFor: [...interval.waitFor],

@@ -17,6 +17,7 @@ import { type DaemonId, type ObjectKey, objectKey, sameVersion, VERSION_ZERO } f
 import { EntryOp, type LogEntry } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
 import type { Interval } from './interval.ts';
+import type { ReadLease } from './lease.ts';
 import type { ReplyHandler } from './peers.ts';
 import { Repair } from './repair.ts';
 import { ObjectHolds } from './repair-holds.ts';
@@ -37,6 +38,7 @@ export class Serving {
     (request) => this.handle(request),
   );
   readonly repair: Repair;
+  readonly #lease: ReadLease;
   #over = false;
 
   constructor(interval: Interval) {
@@ -45,6 +47,7 @@ export class Serving {
     this.#daemon = interval.daemon;
     this.#since = interval.entry.since;
     this.#nextSeq = interval.daemon.store.pgInfo(interval.entry.pg).last.seq + 1;
+    this.#lease = interval.daemon.leases.reader(interval.others, (request) => this.handle(request));
   }
 
   /**
@@ -65,7 +68,7 @@ export class Serving {
     }
     this.#inflight.length = 0;
     this.repair.end();
-    requests.push(...this.#holds.end());
+    requests.push(...this.#holds.end(), ...this.#lease.end());
     return requests;
   }
 
@@ -79,15 +82,15 @@ export class Serving {
     if (why !== null) return refuse(request, why, epoch);
     switch (frame.op) {
       case Op.READ:
-        return this.#read(request);
+        return this.#lease.covers(request) ? this.#read(request) : undefined;
       case Op.WRITE:
       case Op.ZERO:
       case Op.DELETE:
         return this.#write(request);
       case Op.STATUS:
-        return this.#status(request);
+        return this.#lease.covers(request) ? this.#status(request) : undefined;
       case Op.LIST:
-        return this.#list(request);
+        return this.#lease.covers(request) ? this.#list(request) : undefined;
       default:
         return refuse(request, 'INVALID', epoch);
     }
@@ -159,7 +162,8 @@ export class Serving {
       this.#newestOver(key, 0, Infinity) === null &&
       sameVersion(daemon.store.objectVersion(frame.image, frame.object), VERSION_ZERO)
     )
-      return this.#acknowledgeLogged(request); // nothing to remove, here or at any member
+      // Nothing to remove, here or at any member; the members are not asked.
+      return this.#lease.covers(request) ? this.#acknowledgeLogged(request) : undefined;
     const deletes = frame.op === Op.DELETE;
     const entry: LogEntry = {
       pg: frame.pg,
@@ -186,6 +190,7 @@ export class Serving {
     const { others } = this.#interval;
     write.awaited = others.length + 1;
     for (const id of others) daemon.peer(id).request(replicateFrame(frame, entry, durable, daemon.epoch), write);
+    if (deletes) this.#interval.recovery?.deleted(key);
   }
 
   /**

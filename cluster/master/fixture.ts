@@ -183,6 +183,8 @@ export class Puppet extends MapFollower {
   boots = 0;
   weight = 1;
   domain: string;
+  space = { usedBytes: 0, freeBytes: 2 ** 40, full: false };
+  recoveredBytes = 0;
   /** Sends heartbeats, and obeys new maps. */
   responsive = true;
   #beating = false;
@@ -240,16 +242,16 @@ export class Puppet extends MapFollower {
     if (this.responsive) void this.beat();
   }
   async beat(pgs: PgReport[] = []): Promise<void> {
-    const space = { usedBytes: 0, freeBytes: 2 ** 40, full: false };
+    const { recoveredBytes } = this;
     const epoch = this.map?.epoch ?? 0;
     await this.#world.master
-      .handle('heartbeat', { id: this.id, bootId: this.bootId, epoch, pgs, space })
+      .handle('heartbeat', { id: this.id, bootId: this.bootId, epoch, pgs, space: this.space, recoveredBytes })
       .catch(() => {});
   }
   /** Says of every PG it leads that it is in this state. */
   async report(state: 'active' | 'peering', missing = 0): Promise<void> {
     const mine = [...this.#world.map.pgs.values()].filter((entry) => entry.acting[0] === this.id);
-    const rest = { state, missing, objects: 10, bytes: 4096, waitFor: [] };
+    const rest = { state, missing, missingBytes: missing * 4096, noSpace: [], objects: 10, bytes: 4096, waitFor: [] };
     await this.beat(mine.map(({ pg, since }) => ({ pg, since, ...rest })));
     await this.#world.clock.settle();
   }

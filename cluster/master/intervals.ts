@@ -47,15 +47,26 @@ export const isFresh = (record: PgRecord): boolean => !record.activated && recor
 /** Serves, and nothing of earlier intervals is needed any more. */
 export const isSettled = (record: PgRecord): boolean => record.activated && record.history.length === 0;
 
-/** The acting set that the PG should have now. A fixed point: asked again with nothing changed, it says the same. */
+/**
+ * The acting set that the PG should have now. A fixed point: asked again with nothing changed, it says the same.
+ * @param replicas copies that the pool wants: a holder is not given up for a target that is shorter
+ * @param hasRoom may the PG move to a daemon that has nothing of it? Not asked while copies are lacking
+ */
 export function desiredActing(
   record: PgRecord,
   target: readonly DaemonId[],
   isUp: (daemon: DaemonId) => boolean,
+  replicas = 1,
+  hasRoom: (daemon: DaemonId) => boolean = () => true,
 ): DaemonId[] {
   const upTarget = target.filter(isUp);
   const noneToRecover = upTarget.length > 0 && target.every((d) => isUp(d) && record.complete.includes(d));
-  const acting = isFresh(record) || noneToRecover ? upTarget : union(record, upTarget, isUp);
+  const spare = record.acting.some((d) => isUp(d) && !target.includes(d));
+  const reached = noneToRecover && (target.length >= replicas || !spare);
+  const holders = record.acting.filter((d) => isUp(d) && record.complete.includes(d));
+  const isKnown = (d: DaemonId): boolean => record.acting.includes(d) || record.complete.includes(d);
+  const admitted = upTarget.filter((d) => isKnown(d) || holders.length < replicas || hasRoom(d));
+  const acting = isFresh(record) || reached ? upTarget : union(record, admitted, isUp);
   const preferred = acting.indexOf(record.prefer);
   if (preferred > 0) {
     acting.splice(preferred, 1);

@@ -34,12 +34,25 @@ export const GRACE_MS = DOWN_AFTER_MS;
 /** Sessions remembered with their names; past it those that are not subscribed are forgotten. */
 export const SESSIONS_REMEMBERED = 10_000;
 
+/** Every PG is scrubbed so often: comparing costs little, and reading everything finds what nobody else reads. */
+export const SCRUB_LIGHT_EVERY_MS = 24 * 3_600_000;
+export const SCRUB_DEEP_EVERY_MS = 7 * SCRUB_LIGHT_EVERY_MS;
+
 /** Longest names of images, pools, failure domains, sessions and hosts, in characters. */
 export const NAME_LENGTH_MAX = 256;
 /** Copies of an object; more have no use that another pool would not serve better. */
 export const REPLICAS_MAX = 8;
 /** As proto/ids.ts says of DaemonId. */
 export const DAEMON_ID_MAX = 65_535;
+/** Filled more than this, a disk is nearly full, and health says so: there is time to add one. */
+export const NEARFULL_SHARE = 0.85;
+/** What is moved to a disk must leave it below this. */
+export const BACKFILL_FULL_SHARE = 0.9;
+/** How often moves that wait for room are looked at again. */
+export const ROOM_AGAIN_MS = 5_000;
+/** Recovery's speed is taken over at least so long, and this much of the one before stays in it: about 5 s in all. */
+export const RECOVERY_SPEED_SAMPLE_MS = 900;
+export const RECOVERY_SPEED_KEPT = 0.7;
 /** Weights are relative: any unit will do, such as gigabytes. */
 export const WEIGHT_MAX = 1_000_000;
 /** PGs a new pool may have: a full map must fit in one message. */

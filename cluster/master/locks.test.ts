@@ -116,7 +116,14 @@ test('a daemon that lives but does not follow the map holds the lock up, and is 
   const refused = t.throwsAsync(client.lock(image), { message: /daemon 2: up, but does not obey map epoch/ });
   for (let second = 0; second < 8; second++) {
     const space = { usedBytes: 0, freeBytes: 1, full: false };
-    await world.master.handle('heartbeat', { id: 2, bootId: mute.bootId, epoch: old, pgs: [], space });
+    await world.master.handle('heartbeat', {
+      id: 2,
+      bootId: mute.bootId,
+      epoch: old,
+      pgs: [],
+      space,
+      recoveredBytes: 0,
+    });
     await world.clock.advance(1_000);
   }
   t.is(code(await refused), 'UNAVAILABLE');

@@ -26,7 +26,7 @@ import { pairsOf } from './backup.ts';
 import { Commits, type Operation } from './commits.ts';
 import { createImage, createPool, removeImage, resizeImage } from './directory.ts';
 import { isSettled } from './intervals.ts';
-import { TICK_MS } from './limits.ts';
+import { ROOM_AGAIN_MS, TICK_MS } from './limits.ts';
 import { lockImage, unlockImage } from './locks.ts';
 import { activatePgs, cleanPgs, forgettablePgs, preferPrimary } from './marks.ts';
 import { Planner } from './planner.ts';
@@ -34,6 +34,9 @@ import { Preferences } from './preferences.ts';
 import { complain, isHeld, isSilent, Presences } from './presence.ts';
 import { Publisher } from './publisher.ts';
 import { registerDaemon, setDaemon } from './registry.ts';
+import { removeDaemon } from './removal.ts';
+import { Room } from './room.ts';
+import { pgsToScrub, Scrubs } from './scrubs.ts';
 import { FenceWait, Sessions } from './sessions.ts';
 import { type Change, loadState, type State } from './state.ts';
 import { clusterStatus, reportOf } from './status.ts';
@@ -64,11 +67,14 @@ export class Master implements ControlService {
   readonly #commits: Commits;
   readonly #presences = new Presences();
   readonly #preferences = new Preferences();
+  readonly #scrubs: Scrubs;
   readonly #sessions: Sessions;
   readonly #fences: FenceWait;
   /** The most (object, member) pairs that were missing since it was last none. */
   #missingPeak = 0;
   #reportsChanged = false;
+  /** When moves that wait for room were last looked at. */
+  #roomLookedAt = Number.NEGATIVE_INFINITY;
   #tick: Timer;
   #closed = false;
 
@@ -84,7 +90,8 @@ export class Master implements ControlService {
     this.#outAfterMs = options.outAfterMs ?? OUT_AFTER_MS;
     this.#onFatal = options.onFatal;
     this.#state = state;
-    this.#planner = new Planner(state);
+    this.#scrubs = new Scrubs(state, options.random.u32());
+    this.#planner = new Planner(state, () => new Room(this.#presences, state.pgs.values()));
     this.#publisher = new Publisher(options.clock, state.map());
     this.#sessions = new Sessions(options.clock);
     this.#fences = new FenceWait(options.clock, (epoch) => this.#laggards(epoch));
@@ -146,19 +153,30 @@ export class Master implements ControlService {
 
   readonly #handlers: Handlers = {
     register: (request) => this.#register(request),
+    testify: async () => {
+      throw new StorageError('INVALID', 'this master is not being rebuilt: no testimony is wanted');
+    },
     heartbeat: (request) => this.#heartbeat(request),
     activate: async (request) => ({ accepted: await this.#submit((change) => activatePgs(change, request)) }),
     clean: async (request) => ({ accepted: await this.#submit((change) => cleanPgs(change, request)) }),
     forget: async (request) => ({ accepted: await this.#submit((change) => forgettablePgs(change, request)) }),
     preferPrimary: async (request) => {
       await this.#submit((change) => preferPrimary(change, request));
-    testify: async () => {
-      throw new StorageError('INVALID', 'this master is not being rebuilt: no testimony is wanted');
-    },
       this.#preferences.asked(request.pg, this.#clock.now());
       return {};
     },
     reportFailure: (request) => this.#reportFailure(request),
+    reportScrubs: async ({ id, bootId, reports }) => {
+      this.#refuseStranger(id, bootId);
+      this.#scrubs.report(id, reports, this.#clock.now());
+      return { master: this.#scrubs.master, orders: this.#scrubs.ordersFor(id) };
+    },
+    startScrub: async (wish) => {
+      const pgs = pgsToScrub(this.#state, wish);
+      for (const pg of pgs) this.#scrubs.order(pg, wish, this.#clock.now());
+      return { pgs };
+    },
+    scrubStatus: async () => ({ pgs: this.#scrubs.status(this.#clock.now()) }),
     openSession: async ({ name }) => {
       const session = await this.#submit((change) => change.number('session'));
       this.#sessions.opened(session, name);
@@ -171,38 +189,26 @@ export class Master implements ControlService {
     resizeImage: (request) => this.#submit((change) => resizeImage(change, request)),
     removeImage: (request) => this.#removeImage(request),
     setDaemon: (request) => this.#submit((change) => setDaemon(change, request)),
+    removeDaemon: (request) => this.#removeDaemon(request),
     status: async () => {
       this.#watchRecovery();
       return clusterStatus({
         state: this.#state,
         presences: this.#presences,
         missingPeak: this.#missingPeak,
+        inconsistent: this.#scrubs.inconsistent,
         now: this.#clock.now(),
         isAlive: (session) => this.#sessions.isAlive(session),
+        target: (pg) => this.#planner.target(pg),
       });
     },
-  };
-
-  // --- storage daemons ---
-
-  async #register(request: ControlRequest<'register'>): Promise<ControlReply<'register'>> {
-    if (request.newestEpoch > this.#state.epoch) {
-      // Not IDENTITY when it is our own cluster: the daemon is right, and must live to meet the right master.
-      const ours = request.clusterId === this.#state.clusterId;
-      throw this.#outdated(`daemon ${request.uuid}`, request.newestEpoch, ours);
-    }
-    await this.#oldProcessGone(request.uuid, request.bootId);
-    const id = await this.#submit((change) => registerDaemon(change, request));
-    const presence = this.#presences.of(id, request.bootId, this.#clock.now());
-    if (presence.stream !== null && presence.streamBootId !== request.bootId) {
-      this.#publisher.dismiss(presence.stream, 'another process of this daemon has registered');
     backup: async () => ({
       clusterId: this.#state.clusterId,
       epoch: this.#state.epoch,
       pairs: pairsOf(this.#state),
     }),
-      presence.stream = null;
-    }
+  };
+
   /**
    * Somebody has seen a newer map: this master's store is an old copy, or theirs is another cluster. In the first case
    * it must not serve: what it would publish was published once already, with another meaning.
@@ -220,6 +226,20 @@ export class Master implements ControlService {
     return error;
   }
 
+  // --- storage daemons ---
+
+  async #register(request: ControlRequest<'register'>): Promise<ControlReply<'register'>> {
+    if (request.newestEpoch > this.#state.epoch) {
+      const ours = request.clusterId === this.#state.clusterId;
+      throw this.#outdated(`daemon ${request.uuid}`, request.newestEpoch, ours);
+    }
+    await this.#oldProcessGone(request.uuid, request.bootId);
+    const id = await this.#submit((change) => registerDaemon(change, request));
+    const presence = this.#presences.of(id, request.bootId, this.#clock.now());
+    if (presence.stream !== null && presence.streamBootId !== request.bootId) {
+      this.#publisher.dismiss(presence.stream, 'another process of this daemon has registered');
+      presence.stream = null;
+    }
     return { clusterId: this.#state.clusterId, id, epoch: this.#state.epoch };
   }
 
@@ -282,13 +302,24 @@ export class Master implements ControlService {
     const presence = this.#presences.of(id, bootId, now);
     presence.heardAt = now;
     presence.space = request.space;
+    presence.speed.sample(request.recoveredBytes, now);
     for (const report of request.pgs) if (this.#state.pgs.has(report.pg)) presence.reports.set(report.pg, report);
     if (request.pgs.length > 0) this.#reportsChanged = true;
     if (request.epoch > presence.ackedEpoch) {
       presence.ackedEpoch = request.epoch;
       this.#fences.check();
     }
-    return { epoch: this.#state.epoch };
+    const { recoveryBytesPerSecond = 0 } = this.#state.daemons.get(id)!;
+    return { epoch: this.#state.epoch, recoveryBytesPerSecond };
+  }
+
+  async #removeDaemon({ id }: ControlRequest<'removeDaemon'>): Promise<Record<string, never>> {
+    await this.#submit((change) => removeDaemon(change, id, this.#presences.get(id)?.space ?? null));
+    const stream = this.#presences.get(id)?.stream ?? null;
+    this.#presences.forget(id);
+    if (stream !== null) this.#publisher.dismiss(stream, 'this daemon was removed from the cluster');
+    this.#log.info('daemon is removed', { daemon: id });
+    return {};
   }
 
   async #reportFailure(request: ControlRequest<'reportFailure'>): Promise<Record<string, never>> {
@@ -346,6 +377,12 @@ export class Master implements ControlService {
     this.#watchRecovery();
     const now = this.#clock.now();
     this.#letPrimariesGo(now);
+    this.#scrubs.tick(now);
+    if (this.#planner.holds && now - this.#roomLookedAt >= ROOM_AGAIN_MS) {
+      this.#roomLookedAt = now;
+      // Settling is what looks.
+      this.#background('go on with moves', () => {});
+    }
     for (const { entry, outBy } of this.#state.daemons.values()) {
       const presence = this.#presences.of(entry.id, entry.bootId, now);
       const { id, bootId } = entry;

@@ -4,20 +4,29 @@
 // activations and clean reports all end here, in one new interval per PG at most, durable in the same batch.
 
 import type { DaemonId, PgId } from '../../proto/ids.ts';
-import { pgId } from '../../proto/ids.ts';
+import { pgId, poolOfPg } from '../../proto/ids.ts';
 import type { PoolEntry } from '../../proto/map.ts';
 import { place, type Topology, topologyOf } from '../../proto/placement.ts';
 import { balancePool, type Targets } from './balance.ts';
 import { desiredActing, nextInterval, type PgRecord, sameOrder, withoutComplete } from './intervals.ts';
+import type { Room } from './room.ts';
 import type { Change, DaemonRecord, Overlay, State } from './state.ts';
 
 export class Planner {
   #hashed: Targets;
   #targets: Targets;
   #weights: ReadonlyMap<DaemonId, number>;
+  /** PGs that stay where they are until the daemon they belong to has room. */
+  readonly #held = new Set<PgId>();
+  readonly #roomNow: () => Room;
 
-  /** Targets as they were when the state was saved: the hash says them again, but where an override differs. */
-  constructor(state: State) {
+  /**
+   * Targets as they were when the state was saved: the hash says them again, but where an override differs.
+   * @param roomNow who has room for moves
+   */
+  constructor(state: State, roomNow: () => Room) {
+    this.#roomNow = roomNow;
+    for (const pg of state.pgs.keys()) this.#held.add(pg);
     const topology = topologyOf([...state.daemons.values()].map(({ entry }) => entry));
     this.#hashed = new Map([...state.pools.values()].flatMap((pool) => [...hashedPgs(topology, pool)]));
     this.#targets = new Map([...this.#hashed].map(([pg, placed]) => [pg, state.overrides.get(pg)?.target ?? placed]));
@@ -29,20 +38,37 @@ export class Planner {
     return this.#targets.get(pg) ?? [];
   }
 
+  /** Are there moves that wait for room? Every settle() looks at them again. */
+  get holds(): boolean {
+    return this.#held.size > 0;
+  }
+
   settle(change: Change): void {
     const membership = change.daemons.changed.size > 0 || change.pools.changed.size > 0;
     if (change.pools.changed.size > 0 || placementChanged(change.daemons)) this.#place(change);
     const concerned = membership
       ? change.pgs.values()
-      : [...change.pgs.changed.keys()].map((pg) => change.pgs.get(pg)!);
-    for (const record of [...concerned]) change.pgs.set(record.pg, this.#settled(change, record));
+      : [...new Set([...change.pgs.changed.keys(), ...this.#held])].flatMap((pg) => change.pgs.get(pg) ?? []);
+    let room: Room | null = null;
+    const roomNow = (): Room => {
+      room ??= this.#roomNow();
+      return room;
+    };
+    for (const record of [...concerned]) change.pgs.set(record.pg, this.#settled(change, record, roomNow));
   }
 
-  #settled(change: Change, before: PgRecord): PgRecord {
+  #settled(change: Change, before: PgRecord, roomNow: () => Room): PgRecord {
     let record = before;
     for (const daemon of change.rebooted) record = withoutComplete(record, daemon);
     const isUp = (id: DaemonId): boolean => change.daemons.get(id)?.entry.up ?? false;
-    const acting = desiredActing(record, this.target(record.pg), isUp);
+    const { replicas } = change.pools.get(poolOfPg(record.pg))!;
+    this.#held.delete(record.pg);
+    const hasRoom = (id: DaemonId): boolean => {
+      const has = roomNow().take(record.pg, id);
+      if (!has) this.#held.add(record.pg);
+      return has;
+    };
+    const acting = desiredActing(record, this.target(record.pg), isUp, replicas, hasRoom);
     const rebooted = record.acting.some((id) => change.rebooted.has(id));
     return rebooted || !sameOrder(acting, record.acting) ? nextInterval(record, acting, change.nextEpoch) : record;
   }

@@ -15,6 +15,7 @@ import type { DaemonId, Epoch, PgId } from '../../proto/ids.ts';
 import { DOWN_AFTER_MS } from '../../proto/limits.ts';
 import { COMPLAINT_GAP_MS, COMPLAINT_MS, HOLD_FORGET_MS, HOLD_MOST_MS, HOLD_MS, MUTE_MS } from './limits.ts';
 import type { Follower } from './publisher.ts';
+import { Speed } from './recovery-status.ts';
 
 export interface Presence {
   readonly id: DaemonId;
@@ -36,6 +37,8 @@ export interface Presence {
   complaints: Map<DaemonId, { firstAt: number; lastAt: number }>;
   reports: Map<PgId, PgReport>;
   space: SpaceReport | null;
+  /** How fast it recovers others. */
+  readonly speed: Speed;
 }
 
 export class Presences {
@@ -58,6 +61,7 @@ export class Presences {
         complaints: new Map(),
         reports: new Map(),
         space: null,
+        speed: new Speed(),
       };
       this.#byId.set(id, presence);
     }
@@ -73,6 +77,10 @@ export class Presences {
 
   get(id: DaemonId): Presence | undefined {
     return this.#byId.get(id);
+  }
+  /** The daemon is no more. */
+  forget(id: DaemonId): void {
+    this.#byId.delete(id);
   }
   values(): Iterable<Presence> {
     return this.#byId.values();

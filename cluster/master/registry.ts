@@ -14,6 +14,12 @@ import type { Change } from './state.ts';
 export function registerDaemon(change: Change, request: ControlRequest<'register'>): DaemonId {
   const { uuid, bootId, address, unixAddress, host, domain, weight } = request;
   refuseUnlessJoining(change, request);
+  const removed = [...change.removed.values()].find((daemon) => daemon.uuid === uuid);
+  if (removed !== undefined)
+    throw new StorageError(
+      'IDENTITY',
+      `daemon ${removed.id} (${uuid}) was removed from this cluster: its directory can't come back; start it on an empty one`,
+    );
   const known = [...change.daemons.values()].find((record) => record.entry.uuid === uuid);
   if (known === undefined) {
     if (change.counters.daemon > DAEMON_ID_MAX)
@@ -56,14 +62,27 @@ function refuseUnlessJoining(change: Change, request: ControlRequest<'register'>
   refuseWeight(request.weight);
 }
 
-/** An operator changes a daemon's weight, or puts it out or in by hand; what is out by hand stays out. */
+/**
+ * An operator changes a daemon's weight, drains it (out by hand, and it stays out) or ends that, or sets how fast it may
+ * recover others.
+ */
 export function setDaemon(change: Change, request: ControlRequest<'setDaemon'>): DaemonEntry {
   const record = change.daemons.get(request.id);
   if (record === undefined) throw new StorageError('NOT_FOUND', `no daemon has the number ${request.id}`);
   if (request.weight !== undefined) refuseWeight(request.weight);
   const outBy = request.in === undefined ? record.outBy : request.in ? '' : 'operator';
   const entry: DaemonEntry = { ...record.entry, weight: request.weight ?? record.entry.weight, in: outBy === '' };
-  if (!sameEntry(entry, record.entry) || outBy !== record.outBy) change.daemons.set(request.id, { entry, outBy });
+  const recoveryBytesPerSecond = request.recoveryBytesPerSecond ?? record.recoveryBytesPerSecond ?? 0;
+  if (
+    !sameEntry(entry, record.entry) ||
+    outBy !== record.outBy ||
+    recoveryBytesPerSecond !== (record.recoveryBytesPerSecond ?? 0)
+  )
+    change.daemons.set(request.id, {
+      entry: sameEntry(entry, record.entry) ? record.entry : entry,
+      outBy,
+      recoveryBytesPerSecond,
+    });
   return entry;
 }
 

@@ -18,6 +18,14 @@ export interface DaemonRecord {
   readonly entry: DaemonEntry;
   /** Why placement does not use it: 'new' until it is up for the first time. '' when it is in. */
   readonly outBy: '' | 'new' | 'down' | 'operator';
+  /** The most that its recovery may send, as people set it; absent or 0: as it was started. */
+  readonly recoveryBytesPerSecond?: number;
+}
+
+/** A daemon that was removed: its directory must not come back, as what it holds was given up. */
+export interface RemovedDaemon {
+  readonly id: DaemonId;
+  readonly uuid: string;
 }
 
 export interface ImageRecord {
@@ -53,6 +61,7 @@ export class State {
   readonly pgs = new Map<PgId, PgRecord>();
   readonly images = new Map<ImageId, ImageRecord>();
   readonly overrides = new Map<PgId, Override>();
+  readonly removed = new Map<DaemonId, RemovedDaemon>();
   counters: Counters = { daemon: 1, pool: 1, image: 1, session: 1 };
 
   constructor(clusterId: string) {
@@ -99,6 +108,7 @@ export const KEY_OF: Record<(typeof TABLES)[number], (id: number) => string> = {
   pgs: (pg) => `/pgs/${pgName(pg)}`,
   images: (id) => `/images/${id}`,
   overrides: (pg) => `/overrides/${pgName(pg)}`,
+  removed: (id) => `/removed/${id}`,
 };
 
 /** Records of one kind as an operation sees them: those of the state, with its own changes on top. */
@@ -140,6 +150,7 @@ export class Change {
   readonly pgs: Overlay<PgRecord>;
   readonly images: Overlay<ImageRecord>;
   readonly overrides: Overlay<Override>;
+  readonly removed: Overlay<RemovedDaemon>;
   counters: Counters;
   /** Daemons whose process was replaced: their PGs need a new interval whatever the acting set. */
   readonly rebooted = new Set<DaemonId>();
@@ -154,6 +165,7 @@ export class Change {
     this.pgs = new Overlay(state.pgs);
     this.images = new Overlay(state.images);
     this.overrides = new Overlay(state.overrides);
+    this.removed = new Overlay(state.removed);
     this.counters = state.counters;
     this.nextEpoch = state.epoch + 1;
   }
@@ -270,5 +282,6 @@ export async function loadState(kv: KeyValueStore, newClusterId: string): Promis
   await read<PgRecord>('/pgs/', (record) => state.pgs.set(record.pg, record));
   await read<ImageRecord>('/images/', (record) => state.images.set(record.entry.id, record));
   await read<Override>('/overrides/', (override) => state.overrides.set(override.pg, override));
+  await read<RemovedDaemon>('/removed/', (daemon) => state.removed.set(daemon.id, daemon));
   return state;
 }

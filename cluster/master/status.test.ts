@@ -101,7 +101,9 @@ test('a report of an earlier interval does not count: the PG is peering', async 
   const { pg, since } = world.pg;
   const primary = world.daemon(world.acting()[0]!);
   await world.daemon(world.acting()[1]!).die();
-  await primary.beat([{ pg, since, state: 'active', missing: 0, objects: 1, bytes: 1, waitFor: [] }]);
+  await primary.beat([
+    { pg, since, state: 'active', missing: 0, missingBytes: 0, noSpace: [], objects: 1, bytes: 1, waitFor: [] },
+  ]);
   const status = await statusOf(world);
   t.deepEqual(status.pgStates, { peering: 1 });
   t.regex(status.reasons[0]!, /^pg 1\.0 is peering under daemon \d$/);
@@ -113,7 +115,8 @@ test('a full daemon, and an image with its owner, are shown', async (t) => {
   const client = await (await world.client('nbd on alpha')).subscribe();
   await client.lock(image);
   const space = { usedBytes: 100, freeBytes: 0, full: true };
-  await world.master.handle('heartbeat', { id: 1, bootId: 'boot-1-1', epoch: world.map.epoch, pgs: [], space });
+  world.daemon(1).space = space;
+  await world.daemon(1).beat();
   const status = await statusOf(world);
   t.deepEqual(status.reasons, ['daemon 1 is full']);
   t.is(status.images[0]!.owner, 'nbd on alpha');

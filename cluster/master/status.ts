@@ -8,15 +8,21 @@ import type { ClusterStatus, PgReport } from '../../proto/control.ts';
 import { type DaemonId, type PgId, pgName, poolOfPg } from '../../proto/ids.ts';
 import type { PoolEntry } from '../../proto/map.ts';
 import { type PgRecord, waitForOf } from './intervals.ts';
+import { NEARFULL_SHARE } from './limits.ts';
 import type { Presences } from './presence.ts';
+import { recoveryStatus } from './recovery-status.ts';
+import { filledShare } from './room.ts';
 import type { State } from './state.ts';
 
 export interface StatusView {
   readonly state: State;
   readonly presences: Presences;
   readonly missingPeak: number;
+  readonly inconsistent: number;
   readonly now: number;
   isAlive(session: number): boolean;
+  /** Where a PG belongs. */
+  target(pg: PgId): readonly DaemonId[];
 }
 
 /** The report of a PG that is true now. */
@@ -41,7 +47,7 @@ export function clusterStatus(view: StatusView): ClusterStatus {
   return {
     clusterId: state.clusterId,
     epoch: state.epoch,
-    health: blocked ? 'blocked' : degraded ? 'degraded' : 'clean',
+    health: blocked ? 'blocked' : degraded || view.inconsistent > 0 ? 'degraded' : 'clean',
     reasons: reasonsOf(view, pgs),
     daemons: [...state.daemons.values()].map(({ entry }) => ({
       ...entry,
@@ -58,6 +64,8 @@ export function clusterStatus(view: StatusView): ClusterStatus {
     missingPeak: view.missingPeak,
     objects: sum(pgs, (report) => report.objects),
     bytes: sum(pgs, (report) => report.bytes),
+    recovery: recoveryStatus(state, presences, pgs),
+    inconsistent: view.inconsistent,
     pgs,
   };
 }
@@ -72,6 +80,8 @@ function pgReport({ state, presences }: StatusView, record: PgRecord): PgReport 
     since: record.since,
     state: 'peering',
     missing: 0,
+    missingBytes: 0,
+    noSpace: [],
     objects: 0,
     bytes: 0,
     waitFor,
@@ -105,15 +115,42 @@ function reasonsOf(view: StatusView, pgs: readonly PgReport[]): string[] {
         (many) => `${many ? 'have' : 'has'} ${copies(record.acting.length)} of ${pool.replicas}`,
       );
     else if (report.missing > 0) sentences.add(2, report.pg, (many) => `${many ? 'are' : 'is'} recovering`);
+    for (const id of report.noSpace)
+      sentences.add(
+        1,
+        report.pg,
+        (many) => `can't recover daemon ${id}, which has no space for what ${many ? 'they' : 'it'} would send`,
+      );
+    for (const id of heldMoves(view, record))
+      sentences.add(
+        3,
+        report.pg,
+        (many) => `${many ? 'stay' : 'stays'} where ${many ? 'they are' : 'it is'} until daemon ${id} has room`,
+      );
   }
   const reasons = sentences.toStrings();
   const missing = sum(pgs, (report) => report.missing);
+  const { degraded, misplaced } = recoveryStatus(state, view.presences, pgs);
+  if (degraded > 0) reasons.push(`${degraded} object ${degraded === 1 ? 'copy is' : 'copies are'} degraded`);
+  if (misplaced > 0) reasons.push(`${misplaced} object ${misplaced === 1 ? 'copy is' : 'copies are'} misplaced`);
   if (missing > 0) reasons.push(`${missing} of at most ${view.missingPeak} object copies are still to be made`);
+  if (view.inconsistent > 0)
+    reasons.push(
+      `${view.inconsistent} inconsistent object${view.inconsistent === 1 ? '' : 's'}: see ashlar scrub describe`,
+    );
   for (const { entry, outBy } of state.daemons.values()) {
     if (!entry.up && outBy !== 'new') reasons.push(`${daemonWords(view, entry.id)}${entry.in ? '' : ', out'}`);
-    if (view.presences.get(entry.id)?.space?.full) reasons.push(`daemon ${entry.id} is full`);
+    const space = view.presences.get(entry.id)?.space ?? null;
+    if (space?.full) reasons.push(`daemon ${entry.id} is full`);
+    else if (space !== null && filledShare(space) >= NEARFULL_SHARE)
+      reasons.push(`daemon ${entry.id} is nearly full (${Math.floor(100 * filledShare(space))} %)`);
   }
   return reasons;
+}
+
+/** Daemons that the PG belongs to and that it does not move to, for want of room there. */
+function heldMoves({ state, target }: StatusView, { pg, acting }: PgRecord): DaemonId[] {
+  return target(pg).filter((id) => state.daemons.get(id)?.entry.up && !acting.includes(id));
 }
 
 type Words = (many: boolean) => string;

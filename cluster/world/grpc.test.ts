@@ -114,7 +114,7 @@ test('a daemon joins, a pool and an image are made, a client locks the image and
   await until(t, 'the client has a map', () => client.map !== null);
   const lock = link.call('lockImage', { session: opened.session, image: image.id, takeOver: false });
   await until(t, 'the fence is published', () => daemon.map!.images.get(image.id)!.fence === 1);
-  const heartbeat = { id, bootId: 'boot-1', epoch: daemon.map!.epoch, pgs: [], space };
+  const heartbeat = { id, bootId: 'boot-1', epoch: daemon.map!.epoch, pgs: [], space, recoveredBytes: 0 };
   t.true((await link.call('heartbeat', heartbeat)).epoch >= daemon.map!.epoch);
   t.is((await lock).fence, 1);
   const status = await link.call('status', {});
