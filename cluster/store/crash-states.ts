@@ -30,14 +30,14 @@ export interface CrashState {
   readonly files: ReadonlyMap<string, FileImage>;
   /** Steps that must be there. */
   readonly owed: number;
-  /** False: the same disk was there before, but owed less. */
-  readonly isNew: boolean;
+  /** The same for the same disk; it may be there again when more is owed. */
+  readonly digest: string;
   /** Which moment and which choice, for the message of a failure. */
   readonly label: string;
 }
 
-type Write = Extract<Happening, { what: 'write' | 'truncate' }> & { readonly index: number };
-type NameChange = Extract<Happening, { what: 'create' | 'rename' | 'remove' }>;
+type Write = Extract<Happening, { what: 'write' } | { what: 'truncate' }> & { readonly index: number };
+type NameChange = Extract<Happening, { what: 'create' } | { what: 'rename' } | { what: 'remove' }>;
 /** Is this sector of the write on the disk? Sectors count from the beginning of the write. */
 type Keeps = (sector: number) => boolean;
 
@@ -141,11 +141,11 @@ export function* crashStates(recording: Recording, perGap: number, seed: number)
       );
       const image = new Map([...named].map(([name, file]) => [name, state.get(file) ?? files.get(file)!]));
       const key = [...image].map(([name, { digest, sizeBytes }]) => `${name} ${digest} ${sizeBytes}`).sort();
-      const id = key.join();
-      const before = seen.get(id);
+      const digest = key.join();
+      const before = seen.get(digest);
       if (before !== undefined && before >= owed) continue;
-      seen.set(id, owed);
-      yield { files: image, owed, isNew: before === undefined, label: `${moment}, ${choice.label}` };
+      seen.set(digest, owed);
+      yield { files: image, owed, digest, label: `${moment}, ${choice.label}` };
     }
   }
 
@@ -276,12 +276,37 @@ function hash3(a: number, b: number, c: number): number {
   return (hash ^ (hash >>> 13)) >>> 0;
 }
 
+export interface Judgement {
+  /** Distinct disks that were started. */
+  states: number;
+  /** Which state fails and how; null: none does. */
+  failure: string | null;
+}
+
+/** Judges every state of a recorded run until one fails. */
+export async function judgeAll(
+  recording: Recording,
+  prefixes: Prefixes,
+  perGap: number,
+  seed: number,
+): Promise<Judgement> {
+  const held = new Map<string, number>();
+  for (const state of crashStates(recording, perGap, seed)) {
+    const found = held.get(state.digest) ?? (await judge(state, prefixes));
+    if (typeof found === 'number') held.set(state.digest, found);
+    if (typeof found === 'number' && found >= state.owed) continue;
+    const failure = typeof found === 'number' ? `only ${found} of them are there` : found;
+    return { states: held.size + 1, failure: `${state.label}, ${state.owed} steps owed: ${failure}` };
+  }
+  return { states: held.size, failure: null };
+}
+
 /**
  * Starts a store on the state. It must hold a prefix of the steps with all that is owed; the same after a power cut right
  * after the start, which takes everything that the start did not make durable; and then a write and a sync must survive
- * another. Returns what is wrong, or null.
+ * another. Returns how many steps it holds, or what is wrong.
  */
-export async function judge(state: CrashState, prefixes: Prefixes): Promise<string | null> {
+async function judge(state: CrashState, prefixes: Prefixes): Promise<number | string> {
   try {
     const fail = (error: Error): never => {
       throw error;
@@ -311,7 +336,7 @@ export async function judge(state: CrashState, prefixes: Prefixes): Promise<stri
     ({ disk, clock } = harshCut(disk));
     store = await openOn(disk, clock, fail);
     const last = await differenceOf(after, store, clock);
-    return last === null ? null : `after another write: ${last}`;
+    return last === null ? found : `after another write: ${last}`;
   } catch (error) {
     return `threw ${error instanceof Error ? error.message : String(error)}`;
   }

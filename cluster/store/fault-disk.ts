@@ -271,7 +271,7 @@ class FaultFile implements DiskFile {
       const inPage = (position + done) % PAGE_BYTES;
       const part = Math.min(PAGE_BYTES - inPage, bytes - done);
       const number = Math.floor((position + done) / PAGE_BYTES);
-      if (this.disk.unreadable.has(`${this.name}:${number}`))
+      if (this.disk.unreadable.size > 0 && this.disk.unreadable.has(`${this.name}:${number}`))
         throw new DiskError('IO', `page ${number} of ${this.name}`);
       const page = this.contents.pages.get(number) ?? ZEROS;
       target.set(page.subarray(inPage, inPage + part), done);

@@ -20,7 +20,8 @@ export function loadSlots(slots: SlotFiles, checkpoint: Checkpoint, content: Con
   for (const file of slots.openExisting()) {
     const bytes = file.meta.size();
     const slotBytes = 2 * file.copyBytes;
-    const step = Math.max(1, Math.floor(SCAN_BYTES / slotBytes)) * slotBytes;
+    const slotsAtOnce = Math.max(1, Math.min(Math.floor(SCAN_BYTES / slotBytes), Math.ceil(bytes / slotBytes)));
+    const step = slotsAtOnce * slotBytes;
     const chunk = Buffer.alloc(step);
     for (let at = 0; at < bytes; at += step) {
       chunk.fill(0);

@@ -5,6 +5,7 @@
 // write, another place or another moment is told apart. Objects exist exactly while they hold a block.
 
 import type { ExecutionContext } from 'ava';
+import { payloadPool } from '../../proto/buffer-pool.ts';
 import { blockChecksum, NO_DATA, payloadChecksums } from '../../proto/checksum.ts';
 import { compareVersions, objectKey, pgId, sameVersion, VERSION_ZERO, type Version } from '../../proto/ids.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
@@ -296,15 +297,28 @@ export class Model {
 
   async objectDifference(store: Store, image: number, object: number): Promise<string | null> {
     const order = this.orderOf(object);
-    const known = this.objects.get(objectKey(image, object));
     const { checks, payload } = await new Promise<{ checks: Buffer; payload: Buffer | null }>((resolve, reject) =>
       store.read(image, object, order, 0, 2 ** order, (error, checks, payload) =>
         error === null ? resolve({ checks: checks!, payload }) : reject(error),
       ),
     );
-    if ((store.allocation(image, object) === null) !== (known === undefined)) return `object ${object}: existence`;
+    const exists = store.allocation(image, object) !== null;
+    const difference = this.contentDifference(image, object, exists, checks, payload);
+    payloadPool.give(payload);
+    return difference;
+  }
+
+  private contentDifference(
+    image: number,
+    object: number,
+    exists: boolean,
+    checks: Buffer,
+    payload: Buffer | null,
+  ): string | null {
+    const known = this.objects.get(objectKey(image, object));
+    if (exists !== (known !== undefined)) return `object ${object}: existence`;
     if ((payload === null) !== (known === undefined)) return `object ${object}: payload of an object with no block`;
-    for (let block = 0; block < 2 ** order / BLOCK_BYTES; block++) {
+    for (let block = 0; block < 2 ** this.orderOf(object) / BLOCK_BYTES; block++) {
       const stamp = known?.stamps.get(block) ?? 0;
       const place = block * BLOCK_BYTES;
       const bytes = payload?.subarray(place, place + BLOCK_BYTES) ?? EMPTY;

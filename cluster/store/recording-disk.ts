@@ -13,7 +13,8 @@ import type { DiskImage, FileImage } from './fault-disk.ts';
 export type Happening =
   | { what: 'write'; file: number; at: number; bytes: Buffer }
   | { what: 'truncate'; file: number; sizeBytes: number }
-  | { what: 'syncBegins' | 'syncEnds'; file: number; sync: number }
+  | { what: 'syncBegins'; file: number; sync: number }
+  | { what: 'syncEnds'; file: number; sync: number }
   | { what: 'create'; file: number; name: string }
   | { what: 'rename'; from: string; to: string }
   | { what: 'remove'; name: string }

@@ -152,7 +152,7 @@ export class Redo {
     const { segmentBytes, segments, saltA, saltB } = this.checkpoint.geometry;
     if (known > end) throw this.corrupt(end, known);
     const last = (Math.floor(this.checkpoint.redoPosition / segmentBytes) + segments) * segmentBytes;
-    const chunk = Buffer.alloc(Math.min(SCAN_BYTES, segmentBytes));
+    const chunk = Buffer.allocUnsafe(Math.min(SCAN_BYTES, segmentBytes));
     for (let position = end; position < last; ) {
       const bytes = Math.min(chunk.length, segmentBytes - (position % segmentBytes));
       this.readAt(chunk.subarray(0, bytes), position);
