@@ -4,7 +4,7 @@
 // when a scrub looks again and finds nothing. All in memory: what is forgotten with the process is found again.
 
 import type { Inconsistency } from '../../proto/control.ts';
-import type { PgId } from '../../proto/ids.ts';
+import type { ImageId, PgId } from '../../proto/ids.ts';
 
 /** Findings kept per PG; a disk that lost everything has more to say than anybody wants to read. */
 export const FINDINGS_MAX = 200;
@@ -16,33 +16,37 @@ export class Findings {
   more = 0;
   /** Ranges repaired from a proven copy since the process began. */
   repaired = 0;
-  /** Grows with every change: what was told may be old. */
-  revision = 0;
+  /** Found since the scrub began that is under way. */
+  readonly #fresh = new Set<Inconsistency>();
 
   constructor(pg: PgId) {
     this.pg = pg;
   }
 
   add(finding: Inconsistency): void {
-    this.revision += 1;
-    const known = this.open.findIndex((one) => overlaps(one, finding) && one.why === finding.why);
-    if (known !== -1) this.open[known] = finding;
-    else if (this.open.length < FINDINGS_MAX) this.open.push(finding);
-    else this.more += 1;
+    this.open = this.open.filter((one) => !overlaps(one, finding));
+    if (this.open.length === FINDINGS_MAX) this.more += 1;
+    else {
+      this.open.push(finding);
+      this.#fresh.add(finding);
+    }
   }
 
   /** The range is as it should be again, at this daemon. */
-  repair(place: Omit<Inconsistency, 'why' | 'pg'>): void {
-    this.revision += 1;
+  repair(place: Place): void {
     this.repaired += 1;
     this.open = this.open.filter((one) => !overlaps(one, place));
   }
 
-  /** A scrub of all objects, or those of one image, begins: what is still wrong will be found again. */
-  clear(image: number): void {
-    this.revision += 1;
+  beginScrub(): void {
+    this.#fresh.clear();
     this.more = 0;
-    this.open = image === 0 ? [] : this.open.filter((one) => one.image !== image);
+  }
+
+  /** All objects, or those of one image, were looked at: what was not found again is not so any more. */
+  endScrub(image: ImageId): void {
+    this.open = this.open.filter((one) => this.#fresh.has(one) || (image !== 0 && one.image !== image));
+    this.#fresh.clear();
   }
 }
 
