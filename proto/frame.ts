@@ -47,6 +47,8 @@ export const Op = {
   PG_PUSH: 21,
   /** Primary to member: nothing is missing any more. */
   PG_COMPLETE: 22,
+  /** Daemon to daemon: let me answer reads for a while (cluster/daemon/lease.ts). */
+  LEASE: 28,
   /** Primary to member: a range of an object as you have it, to prove or disprove another copy. */
   PG_READ: 23,
   /** Primary to member: (object, version, digest of its checksums) of everything you have. */

@@ -35,6 +35,14 @@ export const REPLAY_BYTES_MAX = 32 * MiB;
 /** A daemon says hello to the master this often; silence for DOWN_AFTER_MS marks it down. */
 export const HEARTBEAT_MS = 1_000;
 export const DOWN_AFTER_MS = 4_000;
+/**
+ * A primary answers reads for this long after it asked the other members (cluster/daemon/lease.ts). A new primary may have
+ * to wait it out, so it bounds how long a PG is away when its primary vanishes; members that are mute for so long hold up
+ * its reads.
+ */
+export const LEASE_MS = 800;
+/** How much faster one machine's monotonic clock may run than another's. */
+export const CLOCK_DRIFT = 1.02;
 /** A daemon that stays down this long is out: its data is copied elsewhere. */
 export const OUT_AFTER_MS = 600_000;
 /** A peer must finish its hello within this time. */

@@ -3,6 +3,7 @@
 //   log entry (44 bytes): since u32 | seq u64 | op u8 | order u8 | zero u16 | image u32 | object u32 | offset u32
 //                         | length u32 | session u32 | sessionSeq u64      (the PG is the frame's)
 //   PG_QUERY reply (32):  les u32 | complete u8 | zero 3 bytes | last since u32, seq u64 | tail since u32, seq u64
+//                         | leases that are outstanding, 12 bytes each: since u32 | holder u32 | restMs u32
 //   PG_LOG reply:         log entries, oldest first
 //   PG_LIST reply (24 each, several frames, the last one flagged LAST):
 //                         image u32 | object u32 | order u32 | version since u32, seq u64
@@ -122,16 +123,45 @@ export interface WirePgInfo {
   readonly last: Version;
   readonly tail: Version;
 }
-export function encodePgInfo(info: WirePgInfo): Buffer {
-  const target = Buffer.alloc(32);
+/** A read lease that a member granted to the primary of an earlier interval. */
+export interface OldLease {
+  readonly since: Epoch;
+  /** 0: the member does not remember whom. */
+  readonly holder: DaemonId;
+  /** How much longer it holds, on the member's clock. */
+  readonly restMs: number;
+}
+const INFO_BYTES = 32;
+const LEASE_BYTES = 12;
+
+export function encodePgInfo(info: WirePgInfo, leases: readonly OldLease[] = []): Buffer {
+  const target = Buffer.alloc(INFO_BYTES + leases.length * LEASE_BYTES);
   target.writeUInt32LE(info.les, 0);
   target[4] = info.complete ? 1 : 0;
   writeVersion(target, info.last, 8);
   writeVersion(target, info.tail, 20);
+  leases.forEach(({ since, holder, restMs }, i) => {
+    const at = INFO_BYTES + i * LEASE_BYTES;
+    target.writeUInt32LE(since, at);
+    target.writeUInt32LE(holder, at + 4);
+    target.writeUInt32LE(restMs, at + 8);
+  });
   return target;
 }
+/** The leases at the end of a PG info that decodePgInfo() has accepted. */
+export function decodeOldLeases(from: Buffer): OldLease[] {
+  const leases: OldLease[] = [];
+  for (let at = INFO_BYTES; at < from.length; at += LEASE_BYTES)
+    leases.push({
+      since: from.readUInt32LE(at),
+      holder: from.readUInt32LE(at + 4),
+      restMs: from.readUInt32LE(at + 8),
+    });
+  return leases;
+}
 export function decodePgInfo(from: Buffer | null): WirePgInfo {
-  if (from === null || from.length !== 32) throw new StorageError('INVALID', 'PG info of a wrong length');
+  if (from === null || from.length < INFO_BYTES || (from.length - INFO_BYTES) % LEASE_BYTES !== 0)
+    throw new StorageError('INVALID', 'PG info of a wrong length');
   return {
     les: from.readUInt32LE(0),
     complete: from[4] === 1,
