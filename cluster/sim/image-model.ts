@@ -45,7 +45,6 @@ export class ImageModel {
   tick = 0;
   ackedOperations = 0;
   readsChecked = 0;
-  readonly #staleReads: boolean;
   #operations = 0;
   #session = 0;
   /** Per unit: when this session's first request there was answered. From then on nobody else may change it. */
@@ -59,9 +58,7 @@ export class ImageModel {
   /** Of the session that writes now: without an answer. */
   readonly #unanswered = new Set<WriteRecord>();
 
-  /** @param staleReads whether reads of those who don't hold the lock may be old: see plan.ts */
-  constructor(imageBytes: number, grainBytes: number, staleReads: boolean) {
-    this.#staleReads = staleReads;
+  constructor(imageBytes: number, grainBytes: number) {
     this.sectors = imageBytes / SECTOR_BYTES;
     this.sectorsPerUnit = grainBytes / SECTOR_BYTES;
     const units = this.sectors / this.sectorsPerUnit;
@@ -184,12 +181,6 @@ export class ImageModel {
       if (read.session === this.#session) {
         this.#judgeOwn(read, unit, stamp);
         this.#touched[unit] = Math.min(this.#touched[unit]!, finish);
-      }
-      if (this.#staleReads && read.session !== this.#session) {
-        const written = (write: WriteRecord): boolean => write.stamp === stamp && write.start < finish;
-        if (stamp !== ZEROS && !this.#writes[unit]!.some(written))
-          throw new Error(`unit ${unit}: nobody wrote ${stamp}`);
-        continue;
       }
       const operation: RegisterOperation = { kind: 'read', stamp, start: read.start, finish };
       this.#reads[unit]!.push(operation);

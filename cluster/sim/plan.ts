@@ -51,8 +51,6 @@ export interface Plan {
   readonly faultEveryMs: number;
   readonly network: NetworkFaults;
   readonly controlLossChance: number;
-  /** Judge readers strictly even where a primary may be isolated. */
-  readonly strictReaders: boolean;
 }
 
 const ALWAYS_POSSIBLE: readonly Fault[] = [
@@ -68,15 +66,6 @@ const ALWAYS_POSSIBLE: readonly Fault[] = [
   'move data',
 ];
 const WITH_DISKS: readonly Fault[] = ['cut power of a daemon', 'cut all power', 'disk stalls', 'disk fails'];
-
-/**
- * Whether a living primary may be cut off from the master, so that the PG goes on without it. There are no read leases:
- * such a primary answers readers that have an old map as well with what was true in its interval. Writers are safe, as
- * whoever had a write acked knows the interval that acked it. Readers are judged strictly only where this can't happen.
- */
-export const isolatesPrimaries = (plan: Plan): boolean =>
-  plan.controlLossChance > 0 || plan.faults.some((fault) => ISOLATING.includes(fault));
-const ISOLATING: readonly Fault[] = ['partition', 'break streams', 'pause daemon', 'pause master', 'crash master'];
 
 export function planOf(seed: number, random: SimRandom, stores: readonly ('memory' | 'disk')[]): Plan {
   const daemons = random.pick([3, 3, 3, 4]);
@@ -113,7 +102,6 @@ export function planOf(seed: number, random: SimRandom, stores: readonly ('memor
     faultEveryMs: random.pick([1_000, 2_500, 6_000]),
     network: networkOf(random),
     controlLossChance: random.chance(0.3) ? 0.05 : 0,
-    strictReaders: false,
   };
 }
 

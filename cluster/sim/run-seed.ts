@@ -5,7 +5,7 @@ import { audit } from './audit.ts';
 import { ClusterSim, type Hooks } from './cluster-sim.ts';
 import { ImageModel } from './image-model.ts';
 import { Nemesis } from './nemesis.ts';
-import { isolatesPrimaries, type Plan, planOf } from './plan.ts';
+import { type Plan, planOf } from './plan.ts';
 import { SimRandom } from './random.ts';
 import type { TraceEntry } from './scheduler.ts';
 import type { Workload } from './workload.ts';
@@ -48,7 +48,7 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<O
   const cluster = new ClusterSim(plan, random, options.hooks ?? {});
   const { verbose } = options;
   if (verbose !== undefined) cluster.scheduler.tracer = (entry) => verbose(traceLine(entry));
-  const model = new ImageModel(plan.imageBytes, plan.grainBytes, !plan.strictReaders && isolatesPrimaries(plan));
+  const model = new ImageModel(plan.imageBytes, plan.grainBytes);
   const { scheduler } = cluster;
   const workload: Workload = { scheduler, plan, model, random: random.fork('workload'), left: plan.operations };
   const writers = new Writers(cluster, workload);
