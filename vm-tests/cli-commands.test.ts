@@ -88,7 +88,7 @@ test.serial(
       [['map', 'first', '--offset', '2G'], 2, /past the end of first/],
       [['pool', 'create', 'default'], 1, /pool "default" exists already/],
       [['pool', 'create', 'odd', '--pg-count', '63'], 1, /power of two/],
-      [['daemon-admin', 'out', '99'], 1, /99/],
+      [['daemon-admin', 'drain', '99'], 1, /99/],
       [['daemon-admin', 'reweight', '1', 'heavy'], 2, /weight must be a number/],
       [['imagine'], 2, /unknown command 'imagine'/],
       [['status', '--jsn'], 2, /unknown option '--jsn'/],

@@ -4,6 +4,7 @@ import { cpSync, existsSync, mkdirSync, readdirSync, renameSync, writeFileSync }
 import { join } from 'node:path';
 import test from 'ava';
 import { Cluster, runAshlar } from './lib/cluster.ts';
+import { compareCopies } from './lib/copies.ts';
 import { brokenPromises, Load } from './lib/load.ts';
 import { NbdClient } from './lib/nbd-client.ts';
 import { sleep, temporaryDirectory, until } from './lib/processes.ts';
@@ -135,9 +136,9 @@ test.serial('a master that was put back from an old copy refuses to rule daemons
 });
 
 test.serial(
-  'a fourth daemon joins, the first is taken out: data moves, nothing is lost, and all of it is still there',
+  'under load a fourth daemon joins, one is drained, one reweighted, one removed: data moves, nothing is lost, copies are equal',
   async (t) => {
-    t.timeout(120_000);
+    t.timeout(180_000);
     const cluster = await Cluster.start(t, { images: ['disk:256M'] });
     const blocks = 8_192;
     const loadOptions = () => ({
@@ -157,20 +158,41 @@ test.serial(
     const joined = await cluster.status();
     t.is(joined.daemons.length, 4);
     t.true(joined.daemons[3]!.pgs > 10, `daemon 4 holds ${joined.daemons[3]!.pgs} PGs`);
-    await cluster.ashlarWell('daemon-admin', 'out', '1');
-    await until('daemon 1 has given everything away', 60_000, async () => {
-      const { health, daemons } = await cluster.status();
-      return health === 'clean' && daemons[0]!.pgs === 0;
-    });
-    t.regex(await cluster.ashlarWell('daemon-admin', 'ls'), /1 {2}up, out/);
-    await cluster.ashlarWell('daemon-admin', 'in', '1');
+    const refused = await cluster.ashlar('daemon-admin', 'rm', '1');
+    t.is(refused.code, 1);
+    t.regex(refused.stderr, /daemon 1 can't be removed: it takes data; drain it first/);
+    await cluster.ashlarWell('daemon-admin', 'drain', '1', '--wait');
+    const drained = (await cluster.status()).daemons[0]!;
+    t.like(drained, { up: true, in: false, pgs: 0 });
+    t.is(drained.space!.usedBytes, 0);
+    t.regex(await cluster.ashlarWell('daemon-admin', 'ls'), /1 {2}up, drained/);
+    await cluster.ashlarWell('daemon-admin', 'undrain', '1');
     await cluster.ashlarWell('daemon-admin', 'reweight', '2', '0');
     await until('daemon 2 holds nothing, daemon 1 something', 60_000, async () => {
       const { health, daemons } = await cluster.status();
       return health === 'clean' && daemons[1]!.pgs === 0 && daemons[0]!.pgs > 10;
     });
+    await cluster.ashlarWell('daemon-admin', 'drain', '2', '--wait');
+    await cluster.ashlarWell('daemon-admin', 'rm', '2');
+    await until('the removed daemon ends itself', 10_000, () => cluster.process('daemon', 2).pid === null);
+    t.deepEqual(
+      (await cluster.status()).daemons.map(({ id }) => id),
+      [1, 3, 4],
+    );
+    t.regex((await cluster.ashlar('daemon-admin', 'drain', '1')).stdout, /draining/);
+    const tooFew = await cluster.ashlar('daemon-admin', 'drain', '3');
+    t.regex(tooFew.stderr, /daemon 3 can't be drained: pool "default" keeps 2 copies, and 1 other daemons/);
+    await cluster.ashlarWell('daemon-admin', 'undrain', '1');
+    await cluster.untilClean();
     t.deepEqual(load.errors, []);
     await load.stop();
     t.deepEqual(await brokenPromises(cluster.ready.nbd.address, 'disk', blocks, load.promises, 'acked'), []);
+    await until('nothing is left of PGs that have moved', 60_000, async () => {
+      const { daemons, bytes } = await cluster.status();
+      return daemons.reduce((sum, { space }) => sum + space!.usedBytes, 0) === 2 * bytes;
+    });
+    const compared = await compareCopies(cluster);
+    t.deepEqual(compared.differences, []);
+    t.true(compared.objects > 10);
   },
 );

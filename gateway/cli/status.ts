@@ -4,10 +4,12 @@ import type { Command } from 'commander';
 import type { ClusterStatus } from '../../proto/control.ts';
 import { declareWithMaster, JSON_OPTION, print } from './command.ts';
 import { daemonTable } from './daemons.ts';
-import { bar, sizeText, table } from './text.ts';
+import { aboutText, bar, sizeText, table } from './text.ts';
 
 /** Exit codes of `ashlar health`; 3, the master can't be reached, is every command's. */
 const HEALTH_EXIT = { clean: 0, degraded: 1, blocked: 2 } as const;
+
+type Recovery = ClusterStatus['recovery'];
 
 export function addStatusCommands(program: Command): void {
   declareWithMaster(
@@ -47,10 +49,26 @@ export function statusText(status: ClusterStatus): string {
   if (status.missing > 0) {
     const made = status.missingPeak - status.missing;
     lines.push(`recovery ${bar(made, status.missingPeak)} ${made} of ${status.missingPeak} object copies`);
+    lines.push(`         ${recoveryText(status.recovery)}`);
+    if (status.pools.length > 1) lines.push(...status.recovery.pools.flatMap((pool) => poolRecoveryText(status, pool)));
   }
   lines.push('', daemonTable(status.daemons));
   if (status.images.length > 0) lines.push('', imageTable(status));
   return lines.join('\n');
+}
+
+/** "1.5 GiB to go at 80 MB/s, about 20 s; 12 copies degraded, 3 misplaced" */
+function recoveryText({ missingBytes, bytesPerSecond, secondsLeft, degraded, misplaced }: Recovery): string {
+  const speed = secondsLeft < 0 ? 'waiting' : `at ${(bytesPerSecond / 1e6).toFixed(1)} MB/s, ${aboutText(secondsLeft)}`;
+  return `${sizeText(missingBytes)} to go, ${speed}; ${degraded} copies degraded, ${misplaced} misplaced`;
+}
+
+function poolRecoveryText({ pools }: ClusterStatus, of: Recovery['pools'][number]): string[] {
+  if (of.degraded + of.misplaced === 0) return [];
+  const name = pools.find((pool) => pool.id === of.pool)?.name ?? String(of.pool);
+  return [
+    `         pool ${name}: ${sizeText(of.missingBytes)} to go; ${of.degraded} degraded, ${of.misplaced} misplaced`,
+  ];
 }
 
 export function imageTable({ images, pools }: Pick<ClusterStatus, 'images' | 'pools'>): string {

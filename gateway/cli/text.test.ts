@@ -1,5 +1,5 @@
 import test from 'ava';
-import { bar, sizeText, table } from './text.ts';
+import { aboutText, bar, sizeText, table } from './text.ts';
 
 test('sizes are shown in the largest unit that fits, with one digit where it is not whole', (t) => {
   t.deepEqual([0, 512, 1024, 1536, 10 * 2 ** 30, 2 ** 50 * 3000].map(sizeText), [
@@ -9,6 +9,17 @@ test('sizes are shown in the largest unit that fits, with one digit where it is 
     '1.5 KiB',
     '10 GiB',
     '3000 PiB',
+  ]);
+});
+
+test('an estimate is said in the unit that people would use, and never as nothing', (t) => {
+  t.deepEqual([0, 20, 180, 5_400, 7_200, 3 * 86_400].map(aboutText), [
+    'about 1 s',
+    'about 20 s',
+    'about 3 min',
+    'about 90 min',
+    'about 2 h',
+    'about 3 days',
   ]);
 });
 

@@ -13,6 +13,14 @@ export function sizeText(bytes: number): string {
   return `${Number.isInteger(value) ? value : value.toFixed(1)} ${UNITS[unit]}`;
 }
 
+/** An estimate as people say one: "about 20 s", "about 3 min", "about 2 h". */
+export function aboutText(seconds: number): string {
+  if (seconds < 100) return `about ${Math.max(1, seconds)} s`;
+  if (seconds < 100 * 60) return `about ${Math.round(seconds / 60)} min`;
+  if (seconds < 48 * 3600) return `about ${Math.round(seconds / 3600)} h`;
+  return `about ${Math.round(seconds / 86_400)} days`;
+}
+
 /** Columns aligned, two spaces apart; numbers to the right. "" if there are no rows and no heading. */
 export function table(heading: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
   const all = [heading, ...rows.map((row) => row.map(String))];
