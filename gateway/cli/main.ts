@@ -12,6 +12,7 @@ import { addMapCommand } from './map.ts';
 import { addMasterCommands } from './master.ts';
 import { addPoolCommands } from './pools.ts';
 import { becomeRole, ROLE_SUMMARIES, type RoleName } from './roles.ts';
+import { addScrubCommands } from './scrub.ts';
 import { addStatusCommands } from './status.ts';
 import { up } from './up.ts';
 import { UP_OPTIONS } from './up-settings.ts';
@@ -43,6 +44,7 @@ addMapCommand(program);
 addPoolCommands(program);
 addImageCommands(program);
 addDaemonCommands(program);
+addScrubCommands(program);
 
 try {
   await program.parseAsync();
