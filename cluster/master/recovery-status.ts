@@ -11,6 +11,9 @@ import { RECOVERY_SPEED_KEPT, RECOVERY_SPEED_SAMPLE_MS } from './limits.ts';
 import type { Presences } from './presence.ts';
 import type { State } from './state.ts';
 
+/** What is left of an earlier speed below this is nothing. */
+const STANDSTILL_BYTES_PER_SECOND = 1024;
+
 /** Bytes per second of a counter that grows, smoothed over a few samples; a counter that falls has begun anew. */
 export class Speed {
   bytesPerSecond = 0;
@@ -30,7 +33,7 @@ export class Speed {
       this.bytesPerSecond === 0
         ? latest
         : RECOVERY_SPEED_KEPT * this.bytesPerSecond + (1 - RECOVERY_SPEED_KEPT) * latest;
-    if (this.bytesPerSecond < 1) this.bytesPerSecond = 0;
+    if (this.bytesPerSecond < STANDSTILL_BYTES_PER_SECOND) this.bytesPerSecond = 0;
     this.#bytes = bytes;
     this.#at = now;
   }

@@ -52,7 +52,11 @@ test('a daemon that died: degraded while the others serve, with copies counted a
   await world.clock.advance(12_300);
   const status = await statusOf(world);
   t.is(status.health, 'degraded');
-  t.deepEqual(status.reasons, ['pgs 1.0, 1.1, 1.2 and 5 more have 1 copy of 2', 'daemon 2 (down since 12 s)']);
+  t.deepEqual(status.reasons, [
+    'pgs 1.0, 1.1, 1.2 and 5 more have 1 copy of 2',
+    '80 object copies are degraded',
+    'daemon 2 (down since 12 s)',
+  ]);
 });
 
 test('a PG that waits says for whom, and since when that one is down', async (t) => {
@@ -89,11 +93,51 @@ test('recovery shows how much is left of the most there was, and forgets the pea
   t.like(status, { missing: 80, missingPeak: 200 });
   t.deepEqual(status.reasons, [
     'pgs 1.0, 1.1, 1.2 and 1 more are recovering',
+    '80 object copies are misplaced',
     '80 of at most 200 object copies are still to be made',
   ]);
   await reportAll(world, 0);
   status = await statusOf(world);
   t.like(status, { missing: 0, missingPeak: 0, health: 'clean' });
+});
+
+test('recovery tells how much is to go in bytes, how fast it goes, and how long it will take', async (t) => {
+  const world = await cluster(2, 4);
+  await reportAll(world, 50);
+  t.like((await statusOf(world)).recovery, { missingBytes: 200 * 4096, bytesPerSecond: 0, secondsLeft: -1 });
+  for (let second = 0; second < 20; second++) {
+    for (const puppet of world.daemons.values()) puppet.recoveredBytes += 2048;
+    await world.clock.advance(1_000);
+  }
+  const { recovery } = await statusOf(world);
+  t.is(recovery.bytesPerSecond, 4096);
+  t.is(recovery.secondsLeft, 200);
+  t.deepEqual(recovery.pools, [{ pool: 1, degraded: 0, misplaced: 200, missingBytes: 200 * 4096 }]);
+  await reportAll(world, 0);
+  await world.clock.advance(20_000);
+  t.like((await statusOf(world)).recovery, { missingBytes: 0, bytesPerSecond: 0, secondsLeft: 0, misplaced: 0 });
+});
+
+test('members without space, and disks that are nearly full, are named', async (t) => {
+  const world = await cluster(3, 1);
+  const [lead, other] = world.acting();
+  const { pg, since } = world.pg;
+  const report = {
+    pg,
+    since,
+    state: 'active' as const,
+    missing: 3,
+    missingBytes: 3,
+    objects: 3,
+    bytes: 3,
+    waitFor: [],
+  };
+  await world.daemon(lead!).beat([{ ...report, noSpace: [other!] }]);
+  world.daemon(other!).space = { usedBytes: 86, freeBytes: 14, full: false };
+  await world.daemon(other!).beat();
+  const { reasons } = await statusOf(world);
+  t.true(reasons.includes(`pg 1.0 can't recover daemon ${other}, which has no space for what it would send`));
+  t.true(reasons.includes(`daemon ${other} is nearly full (86 %)`));
 });
 
 test('a report of an earlier interval does not count: the PG is peering', async (t) => {
