@@ -87,6 +87,9 @@ async function compareMembers(cluster: ClusterSim, entry: PgEntry): Promise<void
       throw new Error(`${name}: a member was last active in ${theirs.les}, complete ${theirs.complete}`);
     if (!sameVersion(theirs.last, info.last))
       throw new Error(`${name}: logs end at ${versionName(info.last)} and ${versionName(theirs.last)}`);
+    const { objects: count } = store.pgUsage(entry.pg);
+    const held = [...store.objects(entry.pg)].length;
+    if (count !== held) throw new Error(`${name}: ${count} objects are accounted for, ${held} are there`);
   }
   for (const other of others) {
     const theirs = objectsOf(other, entry.pg);

@@ -23,6 +23,7 @@ import { type Incarnation, type Machine, Scheduler } from './scheduler.ts';
 import { SimControl } from './sim-control.ts';
 import { SimNetwork } from './sim-network.ts';
 import { StoreHome } from './store-home.ts';
+import { witnessed } from './witness.ts';
 
 /** Places where a test plants a bug, to see that it is found. */
 export interface Hooks {
@@ -206,7 +207,7 @@ export class ClusterSim {
       (master) => {
         if (!life.alive) return;
         this.#master = master;
-        this.control.serve(life, master);
+        this.control.serve(life, witnessed(this, master));
       },
       (error: Error) =>
         this.scheduler.fail(new Error(`${life.name} does not start: ${error.message}`, { cause: error })),
@@ -222,7 +223,7 @@ export class ClusterSim {
 
   #newDaemon(index: number): SimDaemon {
     const machine = this.machine(`d${index}`);
-    const home = new StoreHome(machine, this.plan.store, this.random.fork(`disk ${index}`), this.plan.logEntriesMax);
+    const home = new StoreHome(machine, this.random.fork(`disk ${index}`), this.plan);
     const record = { clusterId: '', newestEpoch: 0, uuid: `uuid-${index}` };
     return { index, machine, home, record, store: null, daemon: null, restarting: false };
   }

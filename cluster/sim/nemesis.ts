@@ -39,7 +39,7 @@ export class Nemesis {
     control.faults = { lossChance: 0, resetChance: 0 };
     network.unblockAll(this.#cluster.machines);
     for (const machine of this.#cluster.machines) machine.resume();
-    for (const { home } of daemons) home.disk.heal();
+    for (const { home } of daemons) home.calm();
   }
 
   #nextLater(): void {
@@ -100,12 +100,12 @@ export class Nemesis {
         return true;
       }
       case 'disk stalls':
-        random.pick(cluster.daemons).home.disk.faults = {
+        Object.assign(random.pick(cluster.daemons).home.disk.faults, {
           readDelayMs: 1,
           syncDelayMs: 10,
           stallChance: 0.1,
           stallMaxMs: 2_000,
-        };
+        });
         return true;
     }
   }

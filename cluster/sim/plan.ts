@@ -34,6 +34,8 @@ export interface Plan {
   readonly store: 'memory' | 'disk';
   /** Entries that a PG's log keeps (memory only): past them a member catches up by comparing lists. */
   readonly logEntriesMax: number;
+  /** Reads of the stores may take a while, and other things happen meanwhile. */
+  readonly slowReads: boolean;
   /** A daemon that is down for so long loses its data to others. */
   readonly outAfterMs: number;
   /** Requests in flight by the writer. */
@@ -44,6 +46,8 @@ export interface Plan {
   /** Unit of the register checks and the grain of requests: whole blocks, or sectors that make clients read and modify. */
   readonly grainBytes: 4096 | 512;
   readonly largestBytes: number;
+  /** Share of the requests that zero a range, and of those the share that zero whole objects. */
+  readonly zeroShare: number;
   readonly observer: boolean;
   /** Whether the daemons and the client of one host talk over unix sockets. */
   readonly oneHost: boolean;
@@ -68,6 +72,8 @@ const ALWAYS_POSSIBLE: readonly Fault[] = [
 const WITH_DISKS: readonly Fault[] = ['cut power of a daemon', 'cut all power', 'disk stalls', 'disk fails'];
 
 export function planOf(seed: number, random: SimRandom, stores: readonly ('memory' | 'disk')[]): Plan {
+  // What was added later has a stream of its own, so that the seeds keep meaning what they meant in the rest.
+  const more = random.fork('more');
   const daemons = random.pick([3, 3, 3, 4]);
   const replicas = random.pick([2, 2, 3]);
   const store = random.pick(stores);
@@ -90,12 +96,14 @@ export function planOf(seed: number, random: SimRandom, stores: readonly ('memor
     imageBytes: random.pick([4, 8, 16]) * 65_536 * (largestBytes > 65_536 ? 2 : 1),
     store,
     logEntriesMax: random.pick([4096, 30, 5]),
+    slowReads: more.chance(0.3),
     outAfterMs: random.pick([600_000, 600_000, 5_000]),
     depth: random.pick([1, 4, 16]),
     operations: random.between(200, 600),
     durationMs: random.between(10_000, 40_000),
     grainBytes,
     largestBytes,
+    zeroShare: more.pick([0.07, 0.07, 0.25]),
     observer: random.chance(0.5),
     oneHost: random.chance(0.3),
     faults,

@@ -1,25 +1,14 @@
-// The harness must find bugs. Each of these is planted at the border of a daemon, by wrapping its store or network;
-// within some seeds a judge must say what is wrong. Without a bug the same seeds pass (sim.test.ts).
+// The harness must find bugs. Each of these is planted at the border of a daemon, by wrapping its store or network (those
+// in the cores themselves: bugs.ts); within some seeds a judge must say what is wrong. Without a bug the same seeds pass (sim.test.ts).
 
 import test from 'ava';
 import { Flag, type Frame, newFrame, Op, replyTo } from '../../proto/frame.ts';
 import type { Connection, ConnectionEvents, Network } from '../../proto/ports.ts';
-import type { Done, ReadDone, Store } from '../store/store.ts';
+import type { Done, ReadDone } from '../store/store.ts';
 import type { Hooks } from './cluster-sim.ts';
 import type { Plan } from './plan.ts';
 import { type Outcome, runSeed } from './run-seed.ts';
-
-/** `store` with some methods replaced. */
-function storeWith(store: Store, replaced: Partial<Store>): Store {
-  return new Proxy(store, {
-    get: (target, name) => {
-      const own = replaced[name as keyof Store];
-      if (own !== undefined) return own;
-      const value = Reflect.get(target, name) as unknown;
-      return typeof value === 'function' ? (value as (...a: unknown[]) => unknown).bind(target) : value;
-    },
-  });
-}
+import { storeWith } from './store-home.ts';
 
 /** The first of `seeds` seeds that fails, or null. */
 async function firstFailure(hooks: () => Hooks, seeds: number, plan: Partial<Plan> = {}): Promise<Outcome | null> {

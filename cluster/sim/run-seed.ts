@@ -69,6 +69,8 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<O
   } catch (error) {
     failure = error as Error;
   } finally {
+    // What was rejected in the last events comes to light now, and must not be taken for the next seed's.
+    await scheduler.run(() => true, 0);
     process.off('unhandledRejection', rejected);
   }
   return {

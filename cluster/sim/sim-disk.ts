@@ -25,13 +25,18 @@ export interface DiskFaults {
   /** Now and then a sync or a read takes up to this long: a disk that limps. */
   stallChance: number;
   stallMaxMs: number;
+  /** A blocking read takes long by its process's clock (see lagMs), as one does that comes from the medium. */
+  coldChance: number;
 }
 export const CALM_DISK: Readonly<DiskFaults> = Object.freeze({
   readDelayMs: 0.1,
   syncDelayMs: 1,
   stallChance: 0,
   stallMaxMs: 0,
+  coldChance: 0,
 });
+/** How long a cold read takes. */
+const COLD_READ_MS = 5;
 
 type Operation = 'write' | 'sync' | 'read';
 
@@ -53,6 +58,8 @@ export class SimDisk {
   readonly machine: Machine;
   readonly random: SimRandom;
   faults: DiskFaults = { ...CALM_DISK };
+  /** What cold reads took so far: to be added to the clock of whoever reads, as an event takes no virtual time. */
+  lagMs = 0;
   readonly #capacityBytes: number;
   #names = new Map<string, Inode>();
   /** The directory as of the last syncDirectory(), and what happened to it since. */
@@ -150,6 +157,10 @@ export class SimDisk {
     throw new DiskError(failure.code, `${operation} failed: injected`);
   }
 
+  mayBeCold(): void {
+    if (this.faults.coldChance > 0 && this.random.chance(this.faults.coldChance)) this.lagMs += COLD_READ_MS;
+  }
+
   /** Throws NO_SPACE if a write there needs more new pages than are free. */
   needSpace(inode: Inode, position: number, length: number): void {
     if (length === 0 || this.unlimited) return;
@@ -231,6 +242,7 @@ class SimFile implements DiskFile {
   read(target: Uint8Array, position: number): number {
     this.#use();
     this.#disk.mayFail('read');
+    this.#disk.mayBeCold();
     return readPages(this.#inode, target, position);
   }
 

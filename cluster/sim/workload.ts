@@ -94,12 +94,13 @@ export class Session {
   #issue(done: () => void): void {
     const { plan } = this.#workload;
     const random = this.#random;
-    const { offset, length } = this.#range();
+    const zeroes = !this.isReader && random.chance(plan.zeroShare);
+    const { offset, length } = zeroes && random.chance(0.3) ? this.#wholeObjects() : this.#range();
+    if (zeroes) return this.#write(offset, length, true, random.chance(0.1), done);
     const dice = random.unit();
     if (this.isReader || dice < 0.35) this.#read(offset, length, done);
     else if (dice < 0.4) this.#status(offset, length, done);
     else if (dice < 0.48) this.flush(done);
-    else if (dice < 0.55) this.#write(offset, length, true, random.chance(0.1), done);
     else this.#write(offset, length, false, plan.durability === 'flush' ? random.chance(0.1) : false, done);
   }
 
@@ -113,6 +114,13 @@ export class Session {
     const area = random.chance(0.5) ? Math.max(imageBytes / 8, length) : imageBytes;
     const offset = grainBytes * random.below((area - length) / grainBytes + 1);
     return { offset, length };
+  }
+
+  /** A run of bytes that, unless the image is striped, is an object: when all of it is zeros, the object is gone. */
+  #wholeObjects(): { offset: number; length: number } {
+    const { imageBytes, layout } = this.#workload.plan;
+    const length = Math.min(imageBytes, 2 ** layout.order * layout.stripeCount);
+    return { offset: length * this.#random.below(Math.floor(imageBytes / length)), length };
   }
 
   #write(offset: number, length: number, zeroes: boolean, fua: boolean, done: () => void): void {
