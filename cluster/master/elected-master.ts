@@ -39,6 +39,8 @@ export class ElectedMaster implements ControlService {
   readonly #options: ElectedMasterOptions;
   #election: Election | null = null;
   #master: Master | null = null;
+  /** Of this term. */
+  #kv: LeaderKv | null = null;
   /** Which term this is: what a former one still does is ignored. */
   #term = 0;
 
@@ -94,6 +96,7 @@ export class ElectedMaster implements ControlService {
     try {
       kv = await LeaderKv.open({ store, prefix, created });
       const leaderKv = kv;
+      if (this.#term === term) this.#kv = kv;
       const master = await Master.open({
         clock,
         log,
@@ -124,6 +127,8 @@ export class ElectedMaster implements ControlService {
     this.#term++;
     const master = this.#master;
     this.#master = null;
+    void this.#kv?.close(); // what waits to be written is not even tried
+    this.#kv = null;
     master?.depose(`this master does not lead any more: ${why}`);
   }
 

@@ -1,15 +1,15 @@
 // A daemon's or client's way to the master, or to the one of several masters that leads, over gRPC.
 //
-//   MastersLink ── which master? ──► GrpcLink per address: one connection for calls and the subscription
+//   MastersLink ── which master? ──► MasterConnection per address
 //
-// A connection is made on first use and made again by itself, but a call that finds it broken fails with UNAVAILABLE,
-// and a subscription that breaks ends: trying again is the caller's business, who knows whether it still makes sense.
+// With one master a call that finds it away fails with UNAVAILABLE, and a subscription that breaks ends: trying again is
+// the caller's business, who knows whether it still makes sense.
 //
 // Only where there is somebody else to ask, a call is repeated here: with the leader that the answer names, else with
 // the next of the list, for FIND_LEADER_MS at most. Not repeated, once they may have been heard, are calls that would
 // then be refused because they were carried out; and none that is out of date by then.
 
-import { type ChannelCredentials, Client, credentials, type ServiceError, status } from '@grpc/grpc-js';
+import { type ChannelCredentials, credentials, type ServiceError } from '@grpc/grpc-js';
 import type {
   ControlLink,
   ControlMethod,
@@ -20,24 +20,8 @@ import type {
   SubscriptionEvents,
 } from '../../proto/control.ts';
 import { NotLeaderError, StorageError } from '../../proto/errors.ts';
-import type { MapUpdate } from '../../proto/map.ts';
-import {
-  CODE_TRAILER,
-  MESSAGE_BYTES_MAX,
-  PING_EVERY_MS,
-  PING_TIMEOUT_MS,
-  rpcOf,
-  storageErrorOf,
-  wasNeverSent,
-} from './grpc-proto.ts';
-
-/** A call without an answer after this has failed with UNAVAILABLE. */
-const CALL_MS = 5_000;
-/** The same where another master can be asked: one that was stopped keeps its connections, and says nothing. */
-const CALL_ONE_OF_SEVERAL_MS = 2_500;
-/** Calls that wait for all daemons to obey a fence, or for an old process to be gone. */
-const SLOW_CALL_MS = 12_000;
-const SLOW_CALLS: ReadonlySet<ControlMethod> = new Set(['lockImage', 'removeImage', 'register', 'createPool']);
+import { isNoAnswer, MasterConnection } from './grpc-connection.ts';
+import { wasNeverSent } from './grpc-proto.ts';
 
 /** A new leader acts within 5 s; a call looks for it a little longer. */
 const FIND_LEADER_MS = 7_000;
@@ -50,9 +34,6 @@ const MASTERS_MOST = 16;
 const NEVER_REPEATED: ReadonlySet<ControlMethod> = new Set(['heartbeat', 'reportFailure']);
 /** Sent again after they were carried out, they would be refused: it exists already. */
 const NOT_REPEATED_IF_SENT: ReadonlySet<ControlMethod> = new Set(['createPool', 'createImage']);
-
-const RECONNECT_MS = 100;
-const RECONNECT_MOST_MS = 500;
 
 export interface MasterLink extends ControlLink {
   /** Calls in progress fail with UNAVAILABLE. */
@@ -76,7 +57,7 @@ export function openControlLink(
 class MastersLink implements MasterLink {
   readonly #channel: ChannelCredentials;
   /** In the order in which they are tried. */
-  readonly #masters: { readonly address: string; link: GrpcLink | null }[];
+  readonly #masters: { readonly address: string; link: MasterConnection | null }[];
   #current = 0;
   #closed = false;
 
@@ -93,7 +74,7 @@ class MastersLink implements MasterLink {
       const at = this.#current;
       const several = this.#masters.length > 1;
       try {
-        return await this.#linkTo(at).call(method, request, several && !SLOW_CALLS.has(method));
+        return await this.#linkTo(at).call(method, request, several);
       } catch (error) {
         if (!(error instanceof StorageError)) throw error;
         const told = this.#moveOn(at, error);
@@ -108,7 +89,8 @@ class MastersLink implements MasterLink {
 
   subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription {
     const at = this.#current;
-    return this.#linkTo(at).subscribe(subscriber, {
+    const several = this.#masters.length > 1;
+    return this.#linkTo(at).subscribe(subscriber, several, {
       onUpdate: (update) => events.onUpdate(update),
       onClose: (reason, error) => {
         this.#moveOn(at, error);
@@ -124,7 +106,7 @@ class MastersLink implements MasterLink {
 
   /**
    * The master at `at` does not lead, or does not answer: the next calls go elsewhere. True if it said where the leader
-   * is, and that is news.
+   * is, and that is worth a try at once: the named one may have just died.
    */
   #moveOn(at: number, error: StorageError): boolean {
     if (!isElsewhere(error) || this.#current !== at) return false;
@@ -133,14 +115,14 @@ class MastersLink implements MasterLink {
     let named = this.#masters.findIndex(({ address }) => address === error.leader);
     if (named === -1 && this.#masters.length < MASTERS_MOST)
       named = this.#masters.push({ address: error.leader, link: null }) - 1;
-    if (named === -1) return false;
+    if (named === -1 || this.#masters[named]!.link?.isDown) return false;
     this.#current = named;
-    return !this.#masters[named]!.link?.isDown;
+    return true;
   }
 
-  #linkTo(at: number): GrpcLink {
+  #linkTo(at: number): MasterConnection {
     const master = this.#masters[at]!;
-    master.link ??= new GrpcLink(master.address, this.#channel);
+    master.link ??= new MasterConnection(master.address, this.#channel);
     return master.link;
   }
 }
@@ -149,84 +131,9 @@ class MastersLink implements MasterLink {
 const isElsewhere = (error: StorageError): boolean =>
   error instanceof NotLeaderError || (error.cause !== undefined && isNoAnswer(error.cause as ServiceError));
 
-const isNoAnswer = ({ code, metadata }: ServiceError): boolean =>
-  (code === status.UNAVAILABLE || code === status.DEADLINE_EXCEEDED || code === status.CANCELLED) &&
-  (metadata?.get(CODE_TRAILER).length ?? 0) === 0;
-
 function mayRepeat(method: ControlMethod, error: StorageError, several: boolean): boolean {
   if (NEVER_REPEATED.has(method) || !isElsewhere(error)) return false;
   if (error instanceof NotLeaderError) return true;
   if (!several) return false;
   return !NOT_REPEATED_IF_SENT.has(method) || wasNeverSent(error.cause as ServiceError);
-}
-
-interface LinkEvents {
-  onUpdate(update: MapUpdate): void;
-  onClose(reason: string, error: StorageError): void;
-}
-
-class GrpcLink {
-  readonly #client: Client;
-  /** The last thing it did was not to answer. */
-  isDown = false;
-
-  constructor(address: string, channel: ChannelCredentials) {
-    this.#client = new Client(address, channel, {
-      'grpc.keepalive_time_ms': PING_EVERY_MS,
-      'grpc.keepalive_timeout_ms': PING_TIMEOUT_MS,
-      'grpc.initial_reconnect_backoff_ms': RECONNECT_MS,
-      'grpc.min_reconnect_backoff_ms': RECONNECT_MS,
-      'grpc.max_reconnect_backoff_ms': RECONNECT_MOST_MS,
-      'grpc.max_receive_message_length': MESSAGE_BYTES_MAX,
-      'grpc.max_send_message_length': MESSAGE_BYTES_MAX,
-      'grpc.enable_channelz': 0,
-      'grpc.use_local_subchannel_pool': 1,
-    });
-  }
-
-  call<M extends ControlMethod>(method: M, request: ControlRequest<M>, short: boolean): Promise<ControlReply<M>> {
-    const { path, requestSerialize, responseDeserialize } = rpcOf(method);
-    const { promise, resolve, reject } = Promise.withResolvers<ControlReply<M>>();
-    const deadline = Date.now() + (SLOW_CALLS.has(method) ? SLOW_CALL_MS : short ? CALL_ONE_OF_SEVERAL_MS : CALL_MS);
-    this.#client.makeUnaryRequest(
-      path,
-      requestSerialize,
-      responseDeserialize,
-      request,
-      { deadline },
-      (error, reply) => {
-        this.isDown = error !== null && isNoAnswer(error);
-        if (error !== null) reject(storageErrorOf(error));
-        else resolve(reply as ControlReply<M>);
-      },
-    );
-    return promise;
-  }
-
-  subscribe(subscriber: Subscriber, events: LinkEvents): Subscription {
-    const { path, requestSerialize, responseDeserialize } = rpcOf('subscribe');
-    const stream = this.#client.makeServerStreamRequest(path, requestSerialize, responseDeserialize, subscriber);
-    let open = true;
-    const ended = (error: StorageError): void => {
-      if (!open) return;
-      open = false;
-      events.onClose(error.message, error);
-    };
-    stream.on('data', (update: MapUpdate) => {
-      if (open) events.onUpdate(update);
-    });
-    stream.on('error', (error: ServiceError) => ended(storageErrorOf(error)));
-    stream.on('end', () => ended(new StorageError('UNAVAILABLE', 'the master ended the subscription')));
-    return {
-      close() {
-        if (!open) return;
-        open = false;
-        stream.cancel();
-      },
-    };
-  }
-
-  close(): void {
-    this.#client.close();
-  }
 }

@@ -88,6 +88,8 @@ export function storageErrorOf(error: { code: status; details: string; metadata?
   }
 }
 
-/** A call that failed because there was no connection: it can't have been carried out. (The library has no code for it.) */
+/** What the library says when there was no connection; it has no code for it. */
+export const NEVER_SENT = 'No connection established';
+/** A call that failed so can't have been carried out. */
 export const wasNeverSent = ({ code, details }: { code: status; details: string }): boolean =>
-  code === status.UNAVAILABLE && details.includes('No connection established');
+  code === status.UNAVAILABLE && details.includes(NEVER_SENT);
