@@ -100,6 +100,11 @@ export interface ControlMethods {
    * anything that may be needed: it must be drained, or down and out with everything clean without it.
    */
   removeDaemon: [{ id: DaemonId }, Record<string, never>];
+  /**
+   * The PG no longer waits for what that daemon, which is down, may have of it. Refused (INVALID) if it does not wait for
+   * it, and (BUSY) while the daemon is up. The reply names whom it still waits for.
+   */
+  acceptDataLoss: [{ pg: PgId; daemon: DaemonId }, { waitFor: DaemonId[] }];
   status: [Record<string, never>, ClusterStatus];
   /** Scrubs one PG, or all (pg 0), all objects or those of one image (0: all). Answered at once, with the PGs concerned. */
   startScrub: [{ pg: PgId; image: ImageId; deep: boolean; repair: boolean }, { pgs: PgId[] }];

@@ -13,7 +13,7 @@
 import type { PgState } from '../../proto/control.ts';
 import { codeOfStatus, StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op } from '../../proto/frame.ts';
-import { type DaemonId, pgName, sameVersion } from '../../proto/ids.ts';
+import { type DaemonId, pgName, sameVersion, VERSION_ZERO } from '../../proto/ids.ts';
 import type { PgEntry, PoolEntry } from '../../proto/map.ts';
 import {
   decodeEntries,
@@ -78,11 +78,7 @@ export class Interval {
   }
 
   begin(): void {
-    if (this.entry.waitFor.length > 0) {
-      this.state = 'incomplete';
-      this.waitFor = this.entry.waitFor;
-      return;
-    }
+    if (this.entry.waitFor.length > 0) return this.#waitsFor(this.entry.waitFor);
     if (this.entry.acting.length < this.pool.minSize) {
       this.state = 'undersized';
       return;
@@ -97,17 +93,27 @@ export class Interval {
     if (this.others.length === 0) this.#choose();
   }
 
+  /** Nobody here has what was acked. Any of these may: nothing is served until one of them is back, or given up. */
+  #waitsFor(daemons: readonly DaemonId[]): void {
+    this.state = 'incomplete';
+    this.waitFor = daemons;
+    const { daemon, entry } = this;
+    daemon.log.warn(`pg ${pgName(entry.pg)} waits for ${daemons.map((id) => `daemon ${id}`).join(' or ')}`, {
+      pg: pgName(entry.pg),
+      since: entry.since,
+      lastActive: entry.lastActive,
+    });
+  }
+
   /** Everybody answered: who has the newest log? */
   #choose(): void {
-    const mine = this.daemon.store.pgInfo(this.entry.pg);
+    let mine = this.daemon.store.pgInfo(this.entry.pg);
     const ids = [this.daemon.id, ...this.others];
     const infos = [mine, ...this.others.map((id) => this.#infos.get(id)!)];
     const best = authorityAmong(infos, this.entry.lastActive);
     if (best === -1) {
       // Those who are here were still being recovered; what they miss is with somebody else.
-      this.state = 'incomplete';
-      this.waitFor = [...this.daemon.map!.daemons.values()].filter((d) => !d.up).map((d) => d.id);
-      return;
+      return this.#waitsFor([...this.daemon.map!.daemons.values()].filter((d) => !d.up).map((d) => d.id));
     }
     if (best !== 0) {
       this.daemon.log.info('another member has the newest log', { pg: pgName(this.entry.pg), daemon: ids[best] });
@@ -120,6 +126,7 @@ export class Interval {
         );
       return;
     }
+    if (!mine.complete) mine = this.#takeAsItIs(mine);
     this.#awaited = this.others.length + 2;
     for (const id of this.others) this.#compare(id, this.#infos.get(id)!, mine);
     this.#waitOutLeases();
@@ -127,6 +134,21 @@ export class Interval {
     this.daemon.store.sync((error) => {
       if (error === null && !this.#over) this.#activated();
     });
+  }
+
+  /**
+   * Whoever had more was given up: what is here is the truth from now on. Objects that were half copied go, and the log
+   * begins anew: its entries tell of content that never came.
+   */
+  #takeAsItIs(mine: WirePgInfo): WirePgInfo {
+    const { store, log } = this.daemon;
+    const { pg, since } = this.entry;
+    const half = [...store.objects(pg)].filter(({ version }) => sameVersion(version, VERSION_ZERO));
+    // A store that can't do that tells the daemon itself, which stops.
+    for (const { image, object } of half) store.recoverDelete(pg, image, object, () => {});
+    store.resetLog(pg, { since, seq: mine.last.seq + 1 });
+    log.warn('an incomplete copy is taken as it is: others were given up', { pg: pgName(pg), removed: half.length });
+    return store.pgInfo(pg);
   }
 
   /** Whoever led the PG before may still answer reads for a moment: nothing newer may be true until then. */

@@ -12,8 +12,8 @@
 //
 // Why it is enough. P reads in interval L under grants of all other members of L, and L was activated. A newer interval
 // that serves has asked at least one member of L (no strays, see ARCHITECTURE.md). If that is P, it has ended L itself.
-// Else it is some M that granted; its answer names P and the rest of the time, and Q waits for the longest. Intervals
-// before L need no look: whoever led L waited for them. An M that has restarted has forgotten whom it promised what: for
+// Else it is some M that granted; its answer names P and the rest of the time, and Q waits for the longest. Of
+// intervals before L there is nothing left: whoever led L waited for it. An M that has restarted has forgotten whom it promised what: for
 // GRANT_MS after its start it answers "somebody". A process whose successor has registered is dead (one process per
 // directory) and reads nothing. P counts from before it asked, M from after it was asked, and M adds CLOCK_DRIFT, as Q
 // does when it waits: clocks may differ in speed by that much, not in what they show. A machine that is suspended as a
@@ -118,7 +118,7 @@ export class Leases {
   waitOut({ since, acting, lastActive }: PgEntry, leases: readonly OldLease[], done: () => void): void {
     const rests = new Map<DaemonId, number>();
     for (const { since: of, holder, restMs } of leases) {
-      const counts = of === lastActive ? !acting.includes(holder) : holder === ANYBODY && of > lastActive;
+      const counts = holder === ANYBODY ? of >= lastActive : !acting.includes(holder);
       // Nobody grants for longer, whatever a frame says.
       if (counts) rests.set(holder, Math.max(Math.min(restMs, GRANT_MS), rests.get(holder) ?? 0));
     }

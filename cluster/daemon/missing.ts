@@ -112,15 +112,21 @@ export function catchUpByList(
 /**
  * Which of the infos is to be believed: the newest log among the complete members that were activated in the newest
  * interval that may have taken writes, or a later one. -1 if there is none: what was acked then is with somebody else.
+ * With lastActive 0 nothing was ever acked, or an operator has given up whoever had more: then any copy will do, a
+ * complete one before one that is not, and that before none.
  */
 export function authorityAmong(infos: readonly WirePgInfo[], lastActive: Epoch): number {
   let best = -1;
   for (let i = 0; i < infos.length; i++) {
     const info = infos[i]!;
-    if (!info.complete || info.les < lastActive) continue;
-    if (best === -1 || isNewer(info, infos[best]!)) best = i;
+    if (lastActive > 0 && (!info.complete || info.les < lastActive)) continue;
+    if (best === -1 || isBetter(info, infos[best]!)) best = i;
   }
   return best;
+}
+function isBetter(a: WirePgInfo, b: WirePgInfo): boolean {
+  const [wholeA, wholeB] = [a.complete && a.les > 0, b.complete && b.les > 0];
+  return wholeA !== wholeB ? wholeA : isNewer(a, b);
 }
 function isNewer(a: WirePgInfo, b: WirePgInfo): boolean {
   return a.les !== b.les ? a.les > b.les : compareVersions(a.last, b.last) > 0;

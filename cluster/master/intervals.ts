@@ -36,6 +36,8 @@ export interface PgRecord {
   readonly lastActive: Epoch;
   /** Member that asked to be the primary because its log is the newest; 0: none. */
   readonly prefer: DaemonId;
+  /** Daemons were given up since the PG was last clean: that there is no history does not mean that nothing was written. */
+  readonly lossAccepted?: boolean;
 }
 
 export function newPg(pg: PgId, acting: readonly DaemonId[], since: Epoch): PgRecord {
@@ -43,9 +45,10 @@ export function newPg(pg: PgId, acting: readonly DaemonId[], since: Epoch): PgRe
 }
 
 /** Can never have taken a write. */
-export const isFresh = (record: PgRecord): boolean => !record.activated && record.history.length === 0;
+export const isFresh = (record: PgRecord): boolean => !record.activated && isPlain(record);
 /** Serves, and nothing of earlier intervals is needed any more. */
-export const isSettled = (record: PgRecord): boolean => record.activated && record.history.length === 0;
+export const isSettled = (record: PgRecord): boolean => record.activated && isPlain(record);
+const isPlain = (record: PgRecord): boolean => record.history.length === 0 && record.lossAccepted !== true;
 
 /**
  * The acting set that the PG should have now. A fixed point: asked again with nothing changed, it says the same.
@@ -120,7 +123,35 @@ export function activated(record: PgRecord): PgRecord {
 
 /** Every member has everything, durably. */
 export function cleaned(record: PgRecord): PgRecord {
-  return { ...record, history: [], complete: record.acting };
+  const { lossAccepted: _, ...rest } = record;
+  return { ...rest, history: [], complete: record.acting };
+}
+
+/**
+ * The PG without what `daemon`, which is down, may have of it. Only when nobody is left who is down as well and may have
+ * more, any copy will do (lastActive 0).
+ */
+export function givenUp(record: PgRecord, daemon: DaemonId, isUp: (daemon: DaemonId) => boolean): PgRecord {
+  const without = (ids: readonly DaemonId[]): DaemonId[] => ids.filter((id) => id !== daemon);
+  const history = record.history
+    .map(({ since, acting }) => ({ since, acting: without(acting) }))
+    .filter(({ acting }) => acting.length > 0);
+  const isHopeful = history.some(({ acting }) => !acting.every(isUp));
+  return {
+    ...record,
+    history,
+    complete: without(record.complete),
+    lastActive: isHopeful ? Math.max(...history.map(({ since }) => since)) : 0,
+    lossAccepted: true,
+  };
+}
+
+/** Daemons that are no members now and were in an interval that the PG may need: one of them may have what it lacks. */
+export function absentHolders(record: PgRecord): DaemonId[] {
+  const absent = new Set<DaemonId>();
+  for (const { acting } of record.history)
+    for (const daemon of acting) if (!record.acting.includes(daemon)) absent.add(daemon);
+  return [...absent].sort((a, b) => a - b);
 }
 
 /**

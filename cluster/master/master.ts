@@ -17,13 +17,14 @@ import type {
   SubscriptionEvents,
 } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
-import type { DaemonId, Epoch, SessionId } from '../../proto/ids.ts';
+import { type DaemonId, type Epoch, pgName, type SessionId } from '../../proto/ids.ts';
 import type { KeyValueStore } from '../../proto/kv.ts';
 import { OUT_AFTER_MS } from '../../proto/limits.ts';
 import type { StorageMap } from '../../proto/map.ts';
 import type { Clock, Log, Random, Timer } from '../../proto/ports.ts';
 import { pairsOf } from './backup.ts';
 import { Commits, type Operation } from './commits.ts';
+import { acceptDataLoss } from './data-loss.ts';
 import { createImage, createPool, removeImage, resizeImage } from './directory.ts';
 import { isSettled } from './intervals.ts';
 import { ROOM_AGAIN_MS, TICK_MS } from './limits.ts';
@@ -190,6 +191,12 @@ export class Master implements ControlService {
     removeImage: (request) => this.#removeImage(request),
     setDaemon: (request) => this.#submit((change) => setDaemon(change, request)),
     removeDaemon: (request) => this.#removeDaemon(request),
+    acceptDataLoss: async (request) => {
+      const reply = await this.#submit((change) => acceptDataLoss(change, request));
+      const { pg, daemon } = request;
+      this.#log.warn('an operator accepted the loss of data', { pg: pgName(pg), daemon, waitFor: reply.waitFor });
+      return reply;
+    },
     status: async () => {
       this.#watchRecovery();
       return clusterStatus({

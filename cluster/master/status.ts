@@ -7,7 +7,7 @@
 import type { ClusterStatus, PgReport } from '../../proto/control.ts';
 import { type DaemonId, type PgId, pgName, poolOfPg } from '../../proto/ids.ts';
 import type { PoolEntry } from '../../proto/map.ts';
-import { type PgRecord, waitForOf } from './intervals.ts';
+import { absentHolders, type PgRecord, waitForOf } from './intervals.ts';
 import { NEARFULL_SHARE } from './limits.ts';
 import type { Presences } from './presence.ts';
 import { recoveryStatus } from './recovery-status.ts';
@@ -88,6 +88,8 @@ function pgReport({ state, presences }: StatusView, record: PgRecord): PgReport 
   };
   if (record.acting.length === 0) return { ...base, state: 'down', waitFor };
   if (waitFor.length > 0) return { ...base, state: 'incomplete', waitFor };
+  // Members are here, and none of them has everything: the primary can't know who was in earlier intervals.
+  if (base.state === 'incomplete') return { ...base, waitFor: absentHolders(record) };
   if (record.acting.length < minSize) return { ...base, state: 'undersized', waitFor: [] };
   return base;
 }

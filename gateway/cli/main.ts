@@ -10,6 +10,7 @@ import { addDaemonCommands } from './daemons.ts';
 import { addImageCommands } from './images.ts';
 import { addMapCommand } from './map.ts';
 import { addMasterCommands } from './master.ts';
+import { addPgCommands } from './pgs.ts';
 import { addPoolCommands } from './pools.ts';
 import { becomeRole, ROLE_SUMMARIES, type RoleName } from './roles.ts';
 import { addScrubCommands } from './scrub.ts';
@@ -44,6 +45,7 @@ addMapCommand(program);
 addPoolCommands(program);
 addImageCommands(program);
 addDaemonCommands(program);
+addPgCommands(program);
 addScrubCommands(program);
 
 try {
