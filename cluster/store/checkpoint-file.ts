@@ -129,6 +129,8 @@ export class CheckpointFiles {
   private readonly files: readonly [DiskFile, DiskFile];
   /** The one to be written first: not the newest, or not readable. */
   private next: 0 | 1 = 0;
+  /** What read() found, byte by byte. */
+  private found = Buffer.alloc(0);
 
   constructor(disk: Disk) {
     const [a, b] = CHECKPOINT_NAMES;
@@ -145,15 +147,27 @@ export class CheckpointFiles {
 
   /** The newest whole checkpoint. Throws IO if there is none. */
   read(): Checkpoint {
-    const [a, b] = this.files.map((file) => {
+    const contents = this.files.map((file) => {
       const bytes = Buffer.alloc(file.size());
       file.read(bytes, 0);
-      return decodeCheckpoint(bytes);
+      return bytes;
     });
+    const [a, b] = contents.map(decodeCheckpoint);
     if (!a && !b) throw new StorageError('IO', 'neither checkpoint.a nor checkpoint.b is readable');
     const aIsNewest = a && (!b || a.sequence >= b.sequence);
     this.next = aIsNewest ? 1 : 0;
+    this.found = contents[aIsNewest ? 0 : 1]!;
     return aIsNewest ? a : b!;
+  }
+
+  /**
+   * Writes what read() found where it is, and syncs it. It may be there in the page cache only, if the sync that should
+   * have brought it to the disk failed; then the other file, which is to be overwritten next, is all there is.
+   */
+  affirm(): void {
+    const newest = this.files[1 - this.next]!;
+    newest.write([this.found], 0);
+    newest.syncNow();
   }
 
   /** Replaces the older checkpoint. Once this is on stable storage the new one is in force. */

@@ -403,17 +403,26 @@ export class Checkpointer {
     log.syncNow();
     const finished = this.attempt(() => {
       while (!this.copied) this.copy(Number.POSITIVE_INFINITY);
-      for (const file of this.touched) file.syncNow();
+      for (const file of this.touched) this.syncNow(file);
       log.syncNow();
       const next = this.next(this.snapshot!);
       const bytes = encodeCheckpoint(next);
       this.files.writeFirst(bytes);
-      this.files.first.syncNow();
+      this.syncNow(this.files.first);
       this.files.writeSecond(bytes);
-      this.files.second.syncNow();
+      this.syncNow(this.files.second);
       this.commit(next);
     });
     if (!finished && log.dead !== null) throw log.dead;
+  }
+
+  /** A failed sync is the end whatever its code: blocks were copied that neither log nor slot is sure to keep. */
+  private syncNow(file: DiskFile): void {
+    try {
+      file.syncNow();
+    } catch (error) {
+      throw this.log.fail(error as Error);
+    }
   }
 
   close(): void {

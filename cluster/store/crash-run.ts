@@ -19,11 +19,11 @@ export interface CrashRun extends Judgement {
 
 /** @param wrap puts a disk that does wrong between the store and the recording */
 export async function crashRun(story: Story, seed = 0, wrap: (disk: Disk) => Disk = (disk) => disk): Promise<CrashRun> {
-  const { disk: start, history } = await beginningOf(story);
+  const { disk: start, history, synced } = await beginningOf(story);
   const clock = new TestClock();
   const disk = start.survivor('kill', clock);
   const recording = new RecordingDisk(disk, disk.image(), () => run.outcome.synced);
-  const run: Run = new Run(Object.assign(wrap(recording), { dead: false }), clock, undefined, history);
+  const run: Run = new Run(Object.assign(wrap(recording), { dead: false }), clock, undefined, history, synced);
   const plan = { ...PLAN, seed, steps: 70, syncEvery: 4 + (seed % 9), checkpointEvery: 9 + (seed % 11) };
   const outcome = story === STORM ? await run.drive(() => storm(run, plan)) : await actOut(story, run);
   const operations = recording.journal.length;

@@ -86,6 +86,7 @@ function open(options: DiskStoreOptions): DiskStore {
     durablePosition: end.position,
   };
   const bytes = encodeCheckpoint(checkpoint);
+  files.affirm();
   files.writeFirst(bytes);
   files.first.syncNow();
   files.writeSecond(bytes);
@@ -122,8 +123,8 @@ function refuseStranger(checkpoint: Checkpoint, clusterId: string | undefined): 
 }
 
 /**
- * Makes the end of the log durable that a crash left in the page cache only. What it survived this far, a power cut
- * might still take, and nobody would know that it had been there.
+ * Makes the end of the log durable that a crash left in the page cache only (redo has written it again). What it survived
+ * this far, a power cut might still take, and nobody would know that it had been there.
  */
 function syncRest(end: RedoResult, segments: readonly DiskFile[], geometry: Geometry, slots: SlotFiles): void {
   if (end.position <= end.known) return;

@@ -6,7 +6,9 @@
 //   beyond the end   is there any whole batch that knew the place where the chain ends as durable? Then something that
 //                    was acked is damaged: CORRUPT, the store does not open. Otherwise it is the torn tail of a crash
 //   walk 2           apply. Batches that end after `known` may be torn inside: their payloads and what they wrote
-//                    directly must match its checksums, or the log ends before them
+//                    directly must match its checksums, or the log ends before them. What is taken of them is written
+//                    again: a sync that failed leaves pages that are right in memory, never reach the disk, and that no
+//                    later sync speaks of
 //
 // A durable payload whose checksum fails is not judged here: the block's checksum tells whoever reads it.
 
@@ -181,9 +183,12 @@ export class Redo {
     for (;;) {
       const batch = this.follow(chain, position);
       if (batch === null) break;
-      if (batch.end > known && !this.isWhole(batch)) {
-        this.messages.warn('the log ends in a torn batch', { position: batch.header.position });
-        break;
+      if (batch.end > known) {
+        if (!this.isWhole(batch)) {
+          this.messages.warn('the log ends in a torn batch', { position: batch.header.position });
+          break;
+        }
+        this.writeAgain(batch);
       }
       this.applyBatch(batch);
       batches++;
@@ -218,14 +223,39 @@ export class Redo {
         const block = record.firstBlock + j;
         const direct = (record.flags & Flag.DIRECT) !== 0;
         if (direct) {
-          const place = record.slot * (1 << record.order) + block * BLOCK_BYTES;
-          if (this.content.slots.of(record.order).data.read(this.block, place) !== BLOCK_BYTES) return false;
+          const { data } = this.content.slots.of(record.order);
+          if (data.read(this.block, placeOf(record, block)) !== BLOCK_BYTES) return false;
         } else this.readAt(this.block, payload + record.payloadPage * PAGE_BYTES + j * BLOCK_BYTES);
         if (blockChecksum(this.block, record.image, record.object, block) !== check) return false;
       }
       at = next;
     }
     return true;
+  }
+
+  /** Writes the batch, and the blocks that it wrote directly, where they are: the next sync is about them in any case. */
+  private writeAgain(batch: Batch): void {
+    const { position } = batch.header;
+    const file = this.segmentAt(position);
+    const bytes = Buffer.allocUnsafe(batch.end - position);
+    this.readAt(bytes, position);
+    file.write([bytes], position % this.checkpoint.geometry.segmentBytes);
+    const { record } = this;
+    let at = HEADER_BYTES;
+    for (let i = 0; i < batch.header.records; i++) {
+      const next = decodeRecord(record, batch.table, at);
+      if ((record.flags & Flag.DIRECT) !== 0)
+        for (let j = 0; j < record.blocks; j++)
+          if (batch.table.readUInt32LE(at + RECORD_BYTES + j * 4) !== NO_DATA) this.writeBlockAgain(record, j);
+      at = next;
+    }
+  }
+
+  private writeBlockAgain(record: LogRecord, index: number): void {
+    const { data } = this.content.slots.of(record.order);
+    const place = placeOf(record, record.firstBlock + index);
+    if (data.read(this.block, place) !== BLOCK_BYTES) throw new StorageError('IO', `${data.name} ends before ${place}`);
+    data.write([this.block], place);
   }
 
   // --- batches
@@ -258,12 +288,19 @@ export class Redo {
     return hashBytes(table.subarray(8, usedBytes)) === header.checksum ? { header, table, end } : null;
   }
 
-  private readAt(target: Buffer, position: number): void {
+  private segmentAt(position: number): DiskFile {
     const { segmentBytes, segments } = this.checkpoint.geometry;
-    const file = this.segments[Math.floor(position / segmentBytes) % segments]!;
+    return this.segments[Math.floor(position / segmentBytes) % segments]!;
+  }
+
+  private readAt(target: Buffer, position: number): void {
+    const { segmentBytes } = this.checkpoint.geometry;
+    const file = this.segmentAt(position);
     if (file.read(target, position % segmentBytes) !== target.length)
       throw new StorageError('IO', `${file.name} is shorter than ${segmentBytes} bytes`);
   }
 }
 
 const chainOf = (batch: Batch): Chain => ({ position: batch.header.position, checksum: batch.header.checksum });
+/** Where a block of the record's object stands in its data file. */
+const placeOf = (record: LogRecord, block: number): number => record.slot * (1 << record.order) + block * BLOCK_BYTES;

@@ -94,17 +94,25 @@ export class Run {
   store!: DiskStore;
   isOpen = false;
 
-  /** @param history the steps that the disk holds already */
-  constructor(disk: TestDisk, clock: TestClock, orderOf = smallOrder, history: readonly Step[] = []) {
+  /**
+   * @param history the steps that the disk holds already
+   * @param synced how many of them a power cut can't take
+   */
+  constructor(
+    disk: TestDisk,
+    clock: TestClock,
+    orderOf = smallOrder,
+    history: readonly Step[] = [],
+    synced = history.length,
+  ) {
     this.disk = disk;
     this.clock = clock;
     this.model = new Model(orderOf);
     for (const step of history) this.model.apply(step);
-    const count = history.length;
     this.outcome = {
       steps: [...history],
-      acked: count,
-      synced: count,
+      acked: history.length,
+      synced,
       refused: 0,
       fatal: null,
       killed: false,

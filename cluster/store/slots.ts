@@ -9,7 +9,7 @@
 
 import assert from 'node:assert/strict';
 import { BLOCK_BYTES, BLOCK_SHIFT, OBJECT_ORDER_MAX, OBJECT_ORDER_MIN } from '../../proto/limits.ts';
-import type { Disk, DiskFile } from '../../proto/ports.ts';
+import { type Disk, DiskError, type DiskFile } from '../../proto/ports.ts';
 import { metaCopyBytes } from './meta.ts';
 
 export const SlotState = { FREE: 0, USED: 1, RETIRED: 2 } as const;
@@ -128,23 +128,34 @@ export class SlotFiles {
     this.disk = disk;
   }
 
-  /** Opens what exists; for the start. */
+  /** Opens what exists; for the start. A process that died may have made names that no power cut has tried yet. */
   openExisting(): SlotFile[] {
     const found: SlotFile[] = [];
     for (let order = OBJECT_ORDER_MIN; order <= OBJECT_ORDER_MAX; order++)
-      if (this.disk.exists(`meta-${order}`)) found.push(this.of(order));
+      if (this.disk.exists(`meta-${order}`)) found.push(this.open(order));
+    this.disk.syncDirectory();
     return found;
   }
 
-  /** The files of an object size. Makes them if needed, durably, before anything refers to them. */
+  /** The files of an object size. Makes them if needed, durably, before anything refers to them. Throws DiskError. */
   of(order: number): SlotFile {
-    return this.byOrder[order] ?? this.open(order);
+    return this.byOrder[order] ?? this.make(order);
+  }
+
+  private make(order: number): SlotFile {
+    const file = this.open(order);
+    try {
+      this.disk.syncDirectory();
+    } catch (error) {
+      this.byOrder[order] = undefined;
+      // Whatever its code: after a failed sync nothing may go on as if a later one made up for it.
+      throw new DiskError('IO', `the names of new files may be lost: ${(error as Error).message}`, error);
+    }
+    return file;
   }
 
   private open(order: number): SlotFile {
-    const existed = this.disk.exists(`meta-${order}`) && this.disk.exists(`data-${order}`);
     const file = new SlotFile(order, this.disk.open(`data-${order}`, true), this.disk.open(`meta-${order}`, true));
-    if (!existed) this.disk.syncDirectory();
     this.byOrder[order] = file;
     return file;
   }

@@ -123,7 +123,11 @@ export const STORIES: readonly Story[] = [
       teller.write(LARGE, 16, 16);
       teller.flush();
       teller.write(5, 8, 40);
+      teller.turn();
+      teller.write(5, 20, 2);
       teller.write(5, 0, 4);
+      teller.flush();
+      teller.checkpoint();
     },
   },
   {
@@ -273,6 +277,7 @@ export const STORIES: readonly Story[] = [
   },
   {
     title: 'the log goes round and its segments are used again',
+    crashed: true,
     prepare(teller) {
       for (let i = 0; i < 27; i++) {
         teller.write(2 + 3 * (i % 2), 15 * (i % 4), 15);
@@ -350,17 +355,24 @@ export const STORIES: readonly Story[] = [
   },
 ];
 
-/** The disk that `act` begins with, and the steps that it holds. */
-export async function beginningOf(story: Story): Promise<{ disk: FaultDisk; history: readonly Step[] }> {
+/** What `act` begins with. */
+export interface Beginning {
+  readonly disk: FaultDisk;
+  /** The steps that it holds, and how many of them a power cut can't take. */
+  readonly history: readonly Step[];
+  readonly synced: number;
+}
+
+export async function beginningOf(story: Story): Promise<Beginning> {
   const clock = new TestClock();
   const disk = new FaultDisk(clock);
   if (story.capacityPages !== undefined) disk.capacityPages = story.capacityPages;
-  if (story.isNew) return { disk, history: [] };
+  if (story.isNew) return { disk, history: [], synced: 0 };
   const run = new Run(disk, clock);
   await run.open();
   await story.prepare?.(new Teller(run));
   if (!story.crashed) await run.close();
-  return { disk, history: run.outcome.steps };
+  return { disk, history: run.outcome.steps, synced: run.outcome.synced };
 }
 
 /** Starts the store, acts, and closes it. */

@@ -1,0 +1,110 @@
+// Each operation of the disk fails in turn, in each story, until the story ends untouched; then a second one fails while
+// the store recovers from the first.
+//
+//   fault       the N-th operation (write, sync, creation, rename, sync of the directory): EIO once, EIO from there
+//               on, ENOSPC once, or the process dies at it
+//   meanwhile   the store goes on and is right, or has ended itself
+//   then        the process is killed, or the power goes; the M-th operation of the start fails in its turn; after another
+//               kill or power cut the store must start and hold all that it owes, and nothing that it should not
+//
+// M goes round with N, so that every pair of the short stories is met. What a start has served is owed from then on.
+
+import test, { type ExecutionContext } from 'ava';
+import type { Fault, FaultDisk } from './fault-disk.ts';
+import { randomFrom, type Step } from './model.ts';
+import { differenceOf, openOn, Prefixes, Run, TestClock } from './scenario.ts';
+import { actOut, type Beginning, beginningOf, STORIES, type Story } from './stories.ts';
+
+const FAULTS: readonly Omit<Fault, 'at'>[] = [
+  { what: 'IO' },
+  { what: 'IO', forEver: true },
+  { what: 'NO_SPACE' },
+  { what: 'kill' },
+];
+/** A start does so many operations, about. */
+const SECOND_FAULTS = 9;
+
+type How = 'kill' | 'power';
+
+interface Left {
+  disk: FaultDisk;
+  /** Steps that must be there after a kill, and after a power cut. */
+  acked: number;
+  synced: number;
+}
+
+/** What a kill or a power cut leaves, and what is still owed. */
+function cut(left: Left, how: How, seed: number): Left & { clock: TestClock } {
+  const clock = new TestClock();
+  const disk = left.disk.survivor(how, clock, randomFrom(seed));
+  return { disk, clock, synced: left.synced, acked: how === 'kill' ? left.acked : left.synced };
+}
+
+/** Starts the store on what is left, with a fault if one is armed. What was served is owed. Throws what open() throws. */
+async function start(left: Left & { clock: TestClock }, prefixes: Prefixes): Promise<number | string> {
+  const store = await openOn(left.disk, left.clock, () => {});
+  const found = await prefixes.find(store, left.clock, left.acked);
+  if (typeof found === 'number') left.acked = left.synced = found;
+  return found;
+}
+
+/** The start after the fault, once with a second fault and once without. Returns what is wrong, or null. */
+async function recovers(first: Left, steps: readonly Step[], at: number): Promise<string | null> {
+  const prefixes = new Prefixes(steps, first.synced);
+  for (const how of ['kill', 'power'] as const) {
+    const second = FAULTS[at % FAULTS.length]!;
+    const left = cut(first, how, at);
+    left.disk.arm({ ...second, at: 1 + (Math.floor(at / FAULTS.length) % SECOND_FAULTS) });
+    try {
+      const found = await start(left, prefixes);
+      if (typeof found === 'string') return `${how}, then ${second.what}: ${found}`;
+    } catch (error) {
+      if (left.disk.counted() === 0) return `${how}: the start failed without a fault: ${error}`;
+    }
+    left.disk.arm(null);
+    for (const next of ['kill', 'power'] as const) {
+      try {
+        const found = await start(cut(left, next, at + 1), prefixes);
+        if (typeof found === 'string') return `${how}, ${second.what} at the start, ${next}: ${found}`;
+      } catch (error) {
+        return `${how}, ${second.what} at the start, ${next}: ${error}`;
+      }
+    }
+  }
+  return null;
+}
+
+/** Runs the story with the fault at `at`. Returns what is wrong, null, or 'untouched' if the story ended before. */
+async function withFault(story: Story, beginning: Beginning, fault: Fault): Promise<string | null> {
+  const clock = new TestClock();
+  const disk = beginning.disk.survivor('kill', clock);
+  disk.arm(fault);
+  const run = new Run(disk, clock, undefined, beginning.history, beginning.synced);
+  const outcome = await actOut(story, run);
+  if (disk.counted() < fault.at) return outcome.finished ? 'untouched' : 'did not end';
+  if (run.isOpen && outcome.fatal === null && !disk.dead) {
+    const wrong = await differenceOf(run.model, run.store, clock);
+    if (wrong !== null) return `the store went on and is wrong: ${wrong}`;
+  }
+  disk.arm(null);
+  return recovers({ disk, acked: outcome.acked, synced: outcome.synced }, outcome.steps, fault.at);
+}
+
+/** Lets the fault happen at 1, 2, 3 ... until the story ends before it. */
+async function everyPlace(t: ExecutionContext, story: Story, fault: Omit<Fault, 'at'>): Promise<number> {
+  const beginning = await beginningOf(story);
+  for (let at = 1; ; at++) {
+    const wrong = await withFault(story, beginning, { ...fault, at });
+    if (wrong === null) continue;
+    t.is(wrong, 'untouched', `${fault.what}${fault.forEver ? ' for ever' : ''} at ${at}`);
+    return at - 1;
+  }
+}
+
+for (const story of STORIES)
+  test(`any operation may fail, and another while recovering: ${story.title}`, async (t) => {
+    const places: number[] = [];
+    for (const fault of FAULTS) places.push(await everyPlace(t, story, fault));
+    t.true(places.every((count) => count >= 10));
+    t.log(`${places.reduce((sum, count) => sum + count)} places`);
+  });
