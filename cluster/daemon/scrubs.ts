@@ -11,7 +11,7 @@ import type { Interval } from './interval.ts';
 import { Scrub } from './scrub.ts';
 
 /** How often the master is asked for orders, and told what changed. */
-const REPORT_MS = 2_000;
+const REPORT_MS = 1_000;
 /** The same while a scrub is under way: whoever ordered it may be looking. */
 const REPORT_RUNNING_MS = 300;
 
