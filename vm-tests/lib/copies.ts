@@ -27,6 +27,10 @@ export interface Compared {
 export async function compareCopies(cluster: Cluster, replicas = 2): Promise<Compared> {
   const directories = cluster.daemonDirectories();
   await cluster.stop();
+  return compareDirectories(directories, replicas);
+}
+/** The same for the directories of daemons that have stopped. */
+export async function compareDirectories(directories: readonly string[], replicas = 2): Promise<Compared> {
   const stores = await Promise.all(directories.map(openStore));
   const result: Compared = { objects: 0, bytes: 0, differences: [] };
   for (const pg of new Set(stores.flatMap((store) => store.pgs()))) {

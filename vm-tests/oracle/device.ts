@@ -73,6 +73,7 @@ export class Device {
   #slowestMs = 0;
   #longestGapMs = 0;
   #answeredAt = performance.now();
+  #resetAt = performance.now();
   #turnAt = 0;
 
   private constructor(options: DeviceOptions, volume: number, expected: Expected, journal: Journal) {
@@ -130,15 +131,16 @@ export class Device {
   }
 
   resetTimes(): void {
+    this.#resetAt = performance.now();
     this.#slowestMs = 0;
     this.#longestGapMs = 0;
     this.#answeredAt = performance.now();
   }
-  /** Since resetTimes(): the longest time without any good answer, and the longest that a request waited (so far). */
+  /** Since resetTimes(): the longest time without any good answer, and the longest that a request waited from then on. */
   get times(): { gapMs: number; slowestMs: number } {
     const now = performance.now();
     let oldest = now;
-    for (const { at } of this.#sentAt) oldest = Math.min(oldest, at);
+    for (const { at } of this.#sentAt) oldest = Math.min(oldest, Math.max(at, this.#resetAt));
     return {
       gapMs: Math.max(this.#longestGapMs, this.#paused ? 0 : now - this.#answeredAt),
       slowestMs: Math.max(this.#slowestMs, now - oldest),
@@ -283,7 +285,7 @@ export class Device {
     try {
       const content = await request;
       const now = performance.now();
-      this.#slowestMs = Math.max(this.#slowestMs, now - sent.at);
+      this.#slowestMs = Math.max(this.#slowestMs, now - Math.max(sent.at, this.#resetAt));
       this.#longestGapMs = Math.max(this.#longestGapMs, now - this.#answeredAt);
       this.#answeredAt = now;
       return content;

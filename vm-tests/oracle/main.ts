@@ -1,7 +1,7 @@
 // The oracle's process: an independent witness of what an NBD server promised. Imports nothing of the product.
 //
 //   node vm-tests/oracle/main.ts --state DIR --target HOST:PORT/EXPORT [--target …]   load until told otherwise
-//   stdin   one command per line:  status | audit | pause | resume | crash | stop
+//   stdin   one command per line:  status | reset | audit | pause | resume | crash | stop
 //   stdout  one JSON object per line: an answer per command, {"event":"violation"} when it happens, {"event":"result"}
 //
 // With --seconds it needs nobody: load for so long, an audit, the result. Exit code 0: no promise was broken.
@@ -99,6 +99,10 @@ const COMMANDS: Record<string, () => Promise<object>> = {
   },
   pause: async () => {
     await Promise.all(devices.map((device) => device.pause()));
+    return {};
+  },
+  reset: async () => {
+    for (const device of devices) device.resetTimes();
     return {};
   },
   resume: async () => {

@@ -55,6 +55,9 @@ export class Witness {
     return witness;
   }
 
+  get pid(): number {
+    return this.#running.pid;
+  }
   status(): Promise<Status> {
     return this.#ask('status');
   }
@@ -63,6 +66,10 @@ export class Witness {
   }
   async resume(): Promise<void> {
     await this.#ask('resume');
+  }
+  /** Times are counted from now. */
+  async reset(): Promise<void> {
+    await this.#ask('reset');
   }
   async pause(): Promise<void> {
     await this.#ask('pause');
