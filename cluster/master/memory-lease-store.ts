@@ -21,15 +21,13 @@ const EXPIRY_LATE_MS = 500;
 const REQUEST_BYTES_MAX = 1.5 * 2 ** 20;
 
 export class MemoryLeaseStore implements LeaseStore {
-  readonly #clock: Clock;
+  readonly #clock: Pick<Clock, 'now'>;
   #revision = 1;
   #leases = 0;
   readonly #pairs = new Map<string, StoredPair>();
   readonly #ends = new Map<string, { at: number; ttlMs: number }>();
-  /** Sees every transaction that was carried out. */
-  onTransaction: ((transaction: StoreTransaction) => void) | null = null;
 
-  constructor(clock: Clock) {
+  constructor(clock: Pick<Clock, 'now'>) {
     this.#clock = clock;
   }
 
@@ -60,7 +58,6 @@ export class MemoryLeaseStore implements LeaseStore {
     for (const key of deletes) this.#pairs.delete(key);
     if (deletePrefix !== undefined)
       for (const key of [...this.#pairs.keys()]) if (key.startsWith(deletePrefix)) this.#pairs.delete(key);
-    this.onTransaction?.(transaction);
     return { done: true, created: String(this.#revision) };
   }
 
