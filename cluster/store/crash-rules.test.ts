@@ -1,79 +1,19 @@
 // One story per crash rule of README.md: the disk is left in just the state that the rule is for.
 
 import test from 'ava';
-import { firstMismatch, payloadChecksums } from '../../proto/checksum.ts';
+import { firstMismatch } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
 import { entryOf, expectStamps, read } from './conformance.ts';
 import { openDiskStore } from './disk-store.ts';
-import type { DiskStore } from './engine.ts';
 import { FaultDisk } from './fault-disk.ts';
+import { Lab } from './lab.ts';
 import { decodeMeta, metaCopyBytes } from './meta.ts';
-import { stamped } from './model.ts';
 import { LOG_BYTES, openOn, silentLog, TestClock } from './scenario.ts';
-import { EntryOp, type LogEntry } from './store.ts';
+import { EntryOp } from './store.ts';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
-
-/** A store on a disk in memory, time under control. */
-class Lab {
-  clock = new TestClock();
-  disk = new FaultDisk(this.clock);
-  store!: DiskStore;
-  fatal: Error | null = null;
-
-  static async open(prepare: (disk: FaultDisk) => void = () => {}): Promise<Lab> {
-    const lab = new Lab();
-    prepare(lab.disk);
-    await lab.start();
-    return lab;
-  }
-
-  async start(): Promise<void> {
-    this.store = await openOn(this.disk, this.clock, (error) => {
-      this.fatal = error;
-    });
-  }
-
-  /** The process dies, or the power goes, and all is started again. */
-  async crash(how: 'kill' | 'power', keeps?: (name: string, page: number) => boolean | undefined): Promise<void> {
-    const clock = new TestClock();
-    this.disk = this.disk.survivor(how, clock, () => 1, keeps);
-    this.clock = clock;
-    await this.start();
-  }
-
-  append(entry: LogEntry, stamp = entry.version.seq, reserve = false): { done: boolean } {
-    const payload = entry.op === EntryOp.WRITE ? stamped(entry.length, stamp, entry.offset) : null;
-    const checks = payload === null ? null : payloadChecksums(payload, entry.image, entry.object, entry.offset);
-    const state = { done: false };
-    this.store.append(entry, payload, checks, reserve, () => {
-      state.done = true;
-    });
-    return state;
-  }
-
-  write(seq: number, over: Partial<LogEntry> = {}): { done: boolean } {
-    return this.append(entryOf(EntryOp.WRITE, seq, over));
-  }
-
-  sync(): boolean {
-    let done = false;
-    this.store.sync(() => {
-      done = true;
-    });
-    this.clock.settle();
-    return done;
-  }
-
-  checkpoint(): void {
-    const before = this.store.checkpoints;
-    this.store.checkpoint();
-    this.clock.settle();
-    if (this.store.checkpoints !== before + 1) throw new Error('no checkpoint was committed');
-  }
-}
 
 test('a hole that a checkpoint knows as data is not written directly before a newer one is durable', async (t) => {
   const lab = await Lab.open();
