@@ -245,19 +245,23 @@ export class Recovery {
   #fill(frame: Frame): Promise<void> {
     return new Promise((resolve, reject) => {
       const { store } = this.#interval.daemon;
-      store.read(frame.image, frame.object, frame.order, frame.offset, frame.length, (error, checks, payload) => {
-        if (error !== null) return reject(error);
-        if (payload === null) {
-          // All holes now: the member gets holes.
-          frame.meta = Buffer.alloc((frame.length / BLOCK_BYTES) * 4, NO_DATA);
-          return resolve();
-        }
-        const bad = firstMismatch(payload, checks!, frame.image, frame.object, frame.offset);
-        if (bad !== -1)
-          return reject(new Error(`block at ${frame.offset + bad * BLOCK_BYTES} fails its checksum here`));
-        frame.meta = checks;
+      const filled = (checks: Buffer | null, payload: Buffer | null): void => {
+        // All holes now: the member gets holes.
+        frame.meta = payload === null ? Buffer.alloc((frame.length / BLOCK_BYTES) * 4, NO_DATA) : checks;
         frame.payload = payload;
         resolve();
+      };
+      store.read(frame.image, frame.object, frame.order, frame.offset, frame.length, (error, checks, payload) => {
+        const isGood =
+          error === null &&
+          (payload === null || firstMismatch(payload, checks!, frame.image, frame.object, frame.offset) === -1);
+        if (isGood) return filled(checks, payload);
+        if (this.#over) return resolve();
+        // Another member may have it whole, even one that misses something else.
+        const { image, object, order, offset, length } = frame;
+        this.#interval
+          .serving!.repair.read({ image, object, order, offset, length })
+          .then((copy) => filled(copy.checks, copy.payload), reject);
       });
     });
   }

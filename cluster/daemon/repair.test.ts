@@ -168,3 +168,18 @@ test('an interval that ends during a repair: the write that waited is applied on
   const { store } = cluster.host(acting[0]!);
   t.is(store.logAfter(pg, store.pgInfo(pg).tail)!.length, 2, 'two writes, two entries');
 });
+
+test('recovery that meets a bad block at the primary takes it from a member that has it, and goes on', async (t) => {
+  const { cluster, image, disks } = await begin(t, { minSize: 1 });
+  await write(image, 0, pattern(3));
+  const [, , away] = cluster.pg().acting as [number, number, number];
+  cluster.kill(away);
+  await write(image, 0, pattern(4));
+  const primary = cluster.primary().id;
+  disks.get(primary)!.spoil(IMAGE, 0, 5 * BLOCK);
+  await cluster.startDaemon(away);
+  await cluster.settled(3);
+  t.is(disks.get(primary)!.badBlocks, 0);
+  t.is(cluster.difference(), null);
+  t.true((await read(image, 0, 16 * BLOCK)).equals(pattern(4)));
+});
