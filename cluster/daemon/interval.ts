@@ -40,6 +40,8 @@ import { Serving } from './serving.ts';
 
 /** Pause before a peering that met an obstacle is tried again. */
 const RETRY_MS = 200;
+/** The same when a member has no space for what peering makes it write. */
+const NO_SPACE_RETRY_MS = 5_000;
 
 export class Interval {
   readonly daemon: Daemon;
@@ -246,7 +248,10 @@ export class Interval {
           }
         }
         this.daemon.log.debug('member refuses', { pg: pgName(this.entry.pg), daemon: id, why });
-        this.startOverLater();
+        if (why !== 'NO_SPACE') return this.startOverLater();
+        // It can't even log what others have logged: asking often would not make room.
+        this.waitFor = [id];
+        this.startOverLater(NO_SPACE_RETRY_MS);
       },
       onLost: () => {
         if (!this.#over) this.startOverLater();

@@ -155,6 +155,46 @@ test('a cap set at the master slows recovery down at once; a write to an object 
   await flush(image);
 });
 
+test('a member that has no space for log entries either: its PG says so and asks again in seconds, not all the time', async (t) => {
+  let full = false;
+  const { cluster, image } = await pair(t, {
+    wrapStore: (store) =>
+      new Proxy(store, {
+        get: (target, name) => {
+          const value = Reflect.get(target, name) as unknown;
+          if (typeof value !== 'function') return value;
+          if (name === 'mergeLog' && full)
+            return () => {
+              throw new StorageError('NO_SPACE', 'the disk is full');
+            };
+          return value.bind(target);
+        },
+      }),
+  });
+  await write(image, 0, Buffer.alloc(BLOCK, 1));
+  const away = cluster.member().id;
+  cluster.kill(away);
+  await alone(cluster);
+  await write(image, 0, Buffer.alloc(BLOCK, 2));
+  let asked = 0;
+  cluster.primary().wire.onSend = (frame) => {
+    if (frame.op === Op.PG_QUERY) asked += 1;
+    return true;
+  };
+  full = true;
+  await cluster.startDaemon(away);
+  await until('the primary waits for it', async () => {
+    const { reasons } = await cluster.master.handle('status', {});
+    return reasons.some((reason) => reason.includes(`is peering, and waits for daemon ${away} (up)`));
+  });
+  const before = asked;
+  await pause(1_500);
+  t.is(asked, before);
+  full = false;
+  await cluster.settled(2);
+  t.is((await read(image, 0, 1))[0], 2);
+});
+
 test('a member with too little space for what it misses: it is not peered again and again, the others are made whole, and it is when it has space', async (t) => {
   let capacityBytes = 2 ** 20;
   const small = createMemoryStore(openClock());
