@@ -25,7 +25,7 @@ const NOTE_EPOCH_MS = 1_000;
 const options = parseOptions('daemon', 'run a storage daemon: one per disk', [
   ...ROLE_OPTIONS,
   { name: 'dir', kind: 'string', required: true, help: 'directory on the disk that this daemon fills' },
-  { name: 'master', kind: 'string', default: '127.0.0.1:10800', help: 'address of the master' },
+  { name: 'master', kind: 'string', default: '127.0.0.1:10800', help: 'address of the master, or of several: A,B,C' },
   { name: 'listen', kind: 'string', default: '127.0.0.1:0', help: 'data plane address' },
   {
     name: 'advertise',

@@ -87,6 +87,7 @@ export class Election {
       }
       if (!this.#closed) await this.#pause(FOLLOW_MS);
     }
+    this.#leader = '';
   }
 
   /** Resolves when we lost, or when our term is over. */

@@ -23,7 +23,7 @@ export const MASTER_OPTION = {
   name: 'master',
   kind: 'string',
   default: '',
-  help: 'address of the master; default that of ./ashlar-data',
+  help: 'address of the master, or of several: A,B,C; default that of ./ashlar-data',
 } as const satisfies OptionSpec;
 export const JSON_OPTION = { name: 'json', kind: 'flag', help: 'print JSON' } as const satisfies OptionSpec;
 

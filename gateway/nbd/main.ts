@@ -14,7 +14,7 @@ import { startNbdServer } from './server.ts';
 
 const options = parseOptions('nbd', 'run an NBD gateway: it serves images to NBD clients', [
   ...ROLE_OPTIONS,
-  { name: 'master', kind: 'string', default: '127.0.0.1:10800', help: 'address of the master' },
+  { name: 'master', kind: 'string', default: '127.0.0.1:10800', help: 'address of the master, or of several: A,B,C' },
   { name: 'listen', kind: 'string', default: '127.0.0.1:10809', help: 'address to serve NBD on, or none' },
   { name: 'unix', kind: 'string', default: '', help: 'unix socket to serve NBD on as well' },
   { name: 'read-only', kind: 'flag', default: false, help: 'serve every image read-only, without taking its lock' },
