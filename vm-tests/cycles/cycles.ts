@@ -5,8 +5,9 @@
 // `death`: processes died, of which the cluster can do without: I/O is back within 2 s of it, healed or not. `outage`: I/O
 // may wait until the fault is healed. At most (copies - 1) daemons lose or damage data in one cycle; none is lost for good.
 
+import { Command, NbdClient, NbdError } from '../lib/nbd-client.ts';
 import type { LiveCluster } from './live-cluster.ts';
-import { corruptAtRest } from './rot.ts';
+import { copyFiles, corruptAtRest } from './rot.ts';
 
 export interface World {
   cluster: LiveCluster;
@@ -184,11 +185,12 @@ export const KINDS: Record<string, Kind> = {
   'bits flip between daemons': (world) =>
     hurting(world, 'daemon', 'daemon', { flipEveryBytes: 200_000 }, between(world, 1_500, 3_000)),
   'a disk is full': async (world) => {
-    const free = between(world, 0, 40) * 2 ** 20;
+    const free = between(world, 0, 24) * 2 ** 20;
     await world.begin();
     world.cluster.fillSmallDisk(free + 1);
-    world.tell(`${world.cluster.smallDaemon}: ${free >> 20} MiB left`);
-    await world.sleep(2_000);
+    const written = await fillUp(world);
+    world.tell(`${world.cluster.smallDaemon}: ${free >> 20} MiB left; ENOSPC after ${written >> 20} MiB of new data`);
+    await world.sleep(1_000);
     await world.heal();
     world.cluster.fillSmallDisk(0);
     return 'outage';
@@ -204,11 +206,54 @@ export const KINDS: Record<string, Kind> = {
     await cluster.startAgain(victim);
     return 'outage';
   },
+  'an older copy of the data is put back': (world) => puttingBack(world, (name) => name.startsWith('data-')),
+  'an older copy of the whole disk is put back': (world) => puttingBack(world, () => true),
 };
 
-/** Kinds that need what this machine or this product may lack. */
+/** Killed, copied, run under load, killed again, and the copy is what it finds when it starts. */
+async function puttingBack(world: World, chosen: (name: string) => boolean): Promise<Effect> {
+  const { cluster } = world;
+  const victim = pick(world, cluster.daemons);
+  await world.begin();
+  await cluster.kill(victim);
+  const copy = copyFiles(cluster.directoryOf(victim), chosen);
+  await cluster.startAgain(victim);
+  world.tell(`killed ${victim}, copied ${copy.names.join(' ')}, started it again`);
+  await world.sleep(between(world, 500, 2_000));
+  await cluster.kill(victim);
+  copy.putBack();
+  world.tell(`killed ${victim} again, put the copy back`);
+  await world.heal();
+  await cluster.startAgain(victim);
+  return 'outage';
+}
+
+/** Writes new blocks until the server says that there is no space: it must say so. Frees them again. */
+async function fillUp({ cluster }: World): Promise<number> {
+  const client = await NbdClient.open(cluster.gatewayAddress, FILLER.name);
+  const chunk = Buffer.alloc(FILLER_CHUNK_BYTES, 0x66);
+  let written = 0;
+  try {
+    for (; written < FILLER.sizeBytes; written += chunk.length) await client.write(written, chunk);
+    throw new Error(`${written} bytes went onto a full disk without an error`);
+  } catch (error) {
+    if (!(error instanceof NbdError) || error.errno !== ENOSPC) throw error;
+  }
+  // A full disk takes trims.
+  for (let at = 0; at <= written; at += chunk.length)
+    await client.request(Command.TRIM, 0, at, Math.min(chunk.length, FILLER.sizeBytes - at), null, 0);
+  await client.disconnect();
+  return written;
+}
+const ENOSPC = 28;
+const FILLER_CHUNK_BYTES = 2 ** 20;
+/** An image for what fills disks. */
+export const FILLER = { name: 'filler', sizeBytes: 320 * 2 ** 20, order: 20 };
+
+/** Kinds that need a disk of their own, which only root can make. */
 export const NEEDS_ROOT = ['a disk is full'];
-export const NEEDS_REPAIR = ['a copy rots while its daemon is down'];
+/** Kinds that leave damage, to be found by a deep scrub before another copy may be damaged. */
+export const DAMAGING = ['a copy rots while its daemon is down', 'an older copy of the data is put back'];
 
 /** `count` kinds: every one of `kinds` before any comes again, in an order that the seed decides. */
 export function planOf(kinds: readonly string[], count: number, random: () => number): string[] {

@@ -3,11 +3,23 @@
 // Only the data of objects is hurt (data-*): of the daemon's own records (log, metadata, checkpoints) it must refuse to
 // start when they are damaged, and a person replaces the disk.
 
-import { closeSync, fstatSync, ftruncateSync, openSync, readdirSync, readSync, writeSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  lstatSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
 const PAGE = 4096;
-const TRIES = 400;
 
 /** Hurts one or more pages. Returns what was done, in words. */
 export function corruptAtRest(directory: string, random: () => number): string {
@@ -17,6 +29,7 @@ export function corruptAtRest(directory: string, random: () => number): string {
   const fd = openSync(join(directory, name), 'r+');
   try {
     const pages = usedPages(fd, 1 + Math.floor(random() * 8), random);
+    if (pages.length === 0) return `${name} holds nothing yet`;
     const dice = random();
     if (dice < 0.4) {
       for (const page of pages)
@@ -46,15 +59,38 @@ export function corruptAtRest(directory: string, random: () => number): string {
   }
 }
 
+/** Copies files of a directory; putBack() makes them what they were. */
+export function copyFiles(
+  directory: string,
+  chosen: (name: string) => boolean,
+): { names: string[]; putBack: () => void } {
+  const names = readdirSync(directory).filter((name) => chosen(name) && lstatSync(join(directory, name)).isFile());
+  const copy = mkdtempSync(join(tmpdir(), 'ashlar-older-'));
+  const copyAll = (from: string, to: string): void => {
+    const paths = names.map((name) => join(from, name));
+    execFileSync('cp', ['--sparse=always', '--', ...paths, to]);
+  };
+  copyAll(directory, copy);
+  return {
+    names,
+    putBack() {
+      for (const name of readdirSync(directory))
+        if (chosen(name) && lstatSync(join(directory, name)).isFile()) rmSync(join(directory, name));
+      copyAll(copy, directory);
+      rmSync(copy, { recursive: true });
+    },
+  };
+}
+
+/** Some of the pages that hold something. */
 function usedPages(fd: number, count: number, random: () => number): number[] {
-  const { size } = fstatSync(fd);
+  const content = Buffer.alloc(fstatSync(fd).size);
+  readSync(fd, content, 0, content.length, 0);
+  const used: number[] = [];
+  for (let page = 0; (page + 1) * PAGE <= content.length; page++)
+    if (content.readUInt32LE(page * PAGE) !== 0) used.push(page);
   const found: number[] = [];
-  const bytes = Buffer.alloc(PAGE);
-  for (let i = 0; i < TRIES && found.length < count; i++) {
-    const page = Math.floor((random() * size) / PAGE);
-    readSync(fd, bytes, 0, PAGE, page * PAGE);
-    if (!found.includes(page) && bytes.some((byte) => byte !== 0)) found.push(page);
-  }
+  while (found.length < count && used.length > 0) found.push(...used.splice(Math.floor(random() * used.length), 1));
   return found;
 }
 function change(fd: number, page: number, how: (bytes: Buffer) => void): void {

@@ -4,7 +4,7 @@
 // per cycle, and the result of each trial as JSON; the first failure ends it, with exit code 1.
 
 import { parseArgs } from 'node:util';
-import { KINDS, NEEDS_REPAIR, NEEDS_ROOT, planOf } from './cycles.ts';
+import { KINDS, NEEDS_ROOT, planOf } from './cycles.ts';
 import { DEATH_MS, randomOf, runTrial, TrialFailed } from './trial.ts';
 
 const TRIAL_CYCLES = 100;
@@ -18,16 +18,10 @@ const { values } = parseArgs({
     kind: { type: 'string', default: '' },
     'freeze-max': { type: 'string', default: String(FREEZE_MAX_MS / 1000) },
     rate: { type: 'string', default: '400' },
-    repair: { type: 'boolean', default: false },
   },
 });
 const isRoot = process.getuid?.() === 0;
-const kinds = Object.keys(KINDS).filter(
-  (kind) =>
-    kind.includes(values.kind) &&
-    (isRoot || !NEEDS_ROOT.includes(kind)) &&
-    (values.repair || !NEEDS_REPAIR.includes(kind)),
-);
+const kinds = Object.keys(KINDS).filter((kind) => kind.includes(values.kind) && (isRoot || !NEEDS_ROOT.includes(kind)));
 if (kinds.length === 0) {
   console.error(`soak: no kind of fault contains "${values.kind}": ${Object.keys(KINDS).join('; ')}`);
   process.exit(2);

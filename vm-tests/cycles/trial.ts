@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { compareDirectories } from '../lib/copies.ts';
 import { sleep } from '../lib/processes.ts';
 import { Witness } from '../oracle/witness.ts';
-import { type Effect, KINDS } from './cycles.ts';
+import { DAMAGING, type Effect, FILLER, KINDS } from './cycles.ts';
 import { LiveCluster } from './live-cluster.ts';
 
 /** What is promised (reliability.md section 6), */
@@ -114,6 +114,7 @@ class Trial {
         images: [
           { name: 'fine', sizeBytes: 32 * 2 ** 20, order: 16 },
           { name: 'plain', sizeBytes: 32 * 2 ** 20, order: 20 },
+          FILLER,
         ],
         random: this.#random,
         smallDisk,
@@ -184,6 +185,7 @@ class Trial {
       totalMs: 0,
     };
     await this.#audit();
+    if (DAMAGING.includes(kind)) await this.#scrub();
     result.totalMs = Math.round(performance.now() - startedAt);
     const waits = `waited ${result.waitedMs} ms, healed ${result.healedMs} ms, clean ${result.cleanMs} ms`;
     this.#tell(`${waits}, cycle ${result.totalMs} ms`);
@@ -217,6 +219,27 @@ class Trial {
       const ms = performance.now() - healedAt;
       if (why === null) return ms;
       if (ms > CLEAN_TOLERANCE_MS) throw new Error(`not clean after ${ms.toFixed(0)} ms: ${why}`);
+      await sleep(POLL_MS);
+    }
+  }
+  /** Finds and repairs what no read has touched. */
+  async #scrub(): Promise<void> {
+    const master = this.#cluster.control();
+    const { pgs } = await master.call('startScrub', { pg: 0, image: 0, deep: true, repair: true });
+    const startedAt = performance.now();
+    for (;;) {
+      const status = (await master.call('scrubStatus', {})).pgs;
+      const waiting = status.filter(({ ordered }) => ordered);
+      if (waiting.length === 0) {
+        const left = status.flatMap(({ inconsistencies }) => inconsistencies);
+        if (left.length > 0) throw new Error(`a deep scrub left damage: ${JSON.stringify(left.slice(0, 5))}`);
+        const repaired = status.reduce((sum, pg) => sum + pg.repaired, 0);
+        const ms = (performance.now() - startedAt).toFixed(0);
+        this.#tell(`deep scrub of ${pgs.length} PGs: ${repaired} ranges repaired so far, ${ms} ms`);
+        return;
+      }
+      if (performance.now() - startedAt > CLEAN_TOLERANCE_MS)
+        throw new Error(`a deep scrub of ${waiting.length} PGs does not end`);
       await sleep(POLL_MS);
     }
   }
