@@ -1,6 +1,7 @@
 // A store for tests whose disk goes bad: chosen blocks come back with a bit flipped, or not at all, until they are
 // written again. As on a real disk, checksums, versions and everything else in the index stay right.
 
+import { NO_DATA } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
 import type { Store } from '../store/store.ts';
@@ -16,6 +17,8 @@ export class RottenStore {
       read: (image, object, order, offset, length, done) =>
         sound.read(image, object, order, offset, length, (error, checks, payload) => {
           for (let at = 0; error === null && payload !== null && at < length; at += BLOCK_BYTES) {
+            // A hole is nowhere on the disk.
+            if (checks!.readUInt32LE((at / BLOCK_BYTES) * 4) === NO_DATA) continue;
             const damage = this.#bad.get(nameOf(image, object, offset + at));
             if (damage === 'unreadable') return done(new StorageError('IO', 'sector not found'), null, null);
             if (damage === 'flipped') payload[at + 100]! ^= 4;
