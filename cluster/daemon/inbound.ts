@@ -3,6 +3,8 @@
 // One connection per sender: when a client session or a daemon connects again, its older connection is closed and what
 // is still in it is never read, so that a delayed old request can't land behind a newer one. An older connection whose
 // hello itself was delayed, perhaps until after its sender gave it up and used another, is told by its number and refused.
+// On one connection a client's changes come in the order of their numbers; one that does not is looked up in the log like
+// one that says itself that it was sent before, so that a change that comes twice is not made twice.
 
 import { StorageError, wireStatus } from '../../proto/errors.ts';
 import { Flag, type Frame, Op, replyTo } from '../../proto/frame.ts';
@@ -76,6 +78,8 @@ export class Inbound implements ConnectionEvents {
   readonly #inbounds: Inbounds;
   readonly #connection: Connection;
   readonly #handshake: Timer;
+  /** Highest number of a change that came here. */
+  #newestSeq = -1;
   #over = false;
 
   constructor(daemon: Daemon, inbounds: Inbounds, connection: Connection) {
@@ -91,6 +95,10 @@ export class Inbound implements ConnectionEvents {
     if (frame.op === Op.HELLO) return this.#onHello(frame);
     if (this.hello === null) return this.close('spoke before its hello');
     if (frame.op === Op.PING) return this.#connection.send(replyTo(frame, 0, this.#daemon.epoch));
+    if (frame.op === Op.WRITE || frame.op === Op.ZERO || frame.op === Op.DELETE) {
+      if (frame.seq > this.#newestSeq) this.#newestSeq = frame.seq;
+      else frame.flags |= Flag.RETRY;
+    }
     this.#daemon.dispatch({ frame, from: this.#connection }, this);
   }
 
