@@ -209,6 +209,35 @@ test('under load, with daemons that die, scrubs find nothing where nothing is wr
   t.is(cluster.difference(), null);
 });
 
+test('a write that has reached one member only while a scrub compares is waited for, and is no inconsistency', async (t) => {
+  const world = await begin(t, { daemons: 2, replicas: 2, speed: 1 });
+  const { cluster, image } = world;
+  await write(image, 0, pattern(1));
+  const { wire } = cluster.primary();
+  let listed = false;
+  let compared = 0;
+  wire.onSend = (frame) => {
+    if (frame.op === Op.PG_READ) compared++;
+    return frame.op !== Op.REPLICATE;
+  };
+  wire.onReceive = (frame) => {
+    if (frame.op === Op.PG_SCRUB) listed = true;
+    return true;
+  };
+  const writing = write(image, 0, pattern(2, 1));
+  await until('the write is on its way', () => wire.held.length === 1);
+  const scrubbing = scrub(world, true, true);
+  await until('the member has listed the old version', () => listed);
+  await pause(100);
+  t.is(compared, 0, 'the object does not stand still yet');
+  for (const { connection, frame } of wire.held.splice(0)) connection.inner.send(frame);
+  await writing;
+  const pgs = await scrubbing;
+  t.true(compared > 0);
+  t.deepEqual(found(pgs), []);
+  t.is(pgs[0]!.repaired, 0);
+});
+
 test('a scrub of one image leaves the objects of others alone', async (t) => {
   const world = await begin(t, { daemons: 2, replicas: 2 });
   const { cluster, image, disks } = world;
