@@ -10,7 +10,7 @@ import type { ObjectInfo } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
 
 /** How often to look. */
-const LOOK_MS = 5_000;
+const LOOK_MS = 2_000;
 /** Objects deleted one after the other before others get a turn. */
 const AT_ONCE = 16;
 

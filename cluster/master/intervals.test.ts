@@ -22,11 +22,18 @@ class Story {
   epoch: Epoch = 1;
   up = new Set<DaemonId>();
   target: DaemonId[] = [];
+  /** Daemons that have run full, and what bounds moves. */
+  readonly full = new Set<DaemonId>();
+  readonly moves = {
+    replicas: 2,
+    hasRoom: (d: DaemonId) => !this.full.has(d),
+    isFull: (d: DaemonId) => this.full.has(d),
+  };
 
   /** Something changed: the new interval, if one begins. */
   settle(rebooted: DaemonId | 0 = 0): this {
     if (rebooted !== 0) this.record = withoutComplete(this.record, rebooted);
-    const acting = desiredActing(this.record, this.target, (d) => this.up.has(d));
+    const acting = desiredActing(this.record, this.target, (d) => this.up.has(d), this.moves);
     if (!sameOrder(acting, this.record.acting) || this.record.acting.includes(rebooted))
       this.record = nextInterval(this.record, acting, ++this.epoch);
     return this;
@@ -169,6 +176,30 @@ test('a daemon that restarted must earn its place again before the PG gives up a
   t.deepEqual(story.acting, [A, B]);
 });
 
+test('a move that fills the disk it goes to is given up, and taken up again when there is room', (t) => {
+  const story = cleanOn(A, B).starts(C).aimsAt(A, C).activates();
+  t.deepEqual(story.acting, [A, B, C]);
+  story.full.add(C);
+  story.settle();
+  t.deepEqual(story.acting, [A, B]);
+  story.activates().isCleaned();
+  t.deepEqual(story.acting, [A, B], 'it stays where it is');
+  story.full.delete(C);
+  story.settle();
+  t.deepEqual(story.acting, [A, B, C]);
+});
+
+test('a full daemon stays in a PG that would have too few copies without it', (t) => {
+  const story = cleanOn(A, B).dies(B).activates();
+  story.full.add(B);
+  story.starts(B);
+  t.deepEqual(story.acting, [A, B], 'it may have nearly everything');
+  story.activates().isCleaned();
+  t.deepEqual(story.acting, [A, B]);
+  story.starts(C).aimsAt(A, C).activates();
+  t.deepEqual(story.acting, [A, B, C], 'nor does a holder go that is complete');
+});
+
 test('the same set coming and going does not make the history grow', (t) => {
   const story = cleanOn(A, B);
   for (let round = 0; round < 50; round++) story.dies(B).activates().starts(B).activates();
@@ -207,7 +238,7 @@ class Ghost extends Story {
   check(t: ExecutionContext): void {
     for (const daemon of this.record.complete)
       for (const write of this.acked) t.true(this.#hasOf(daemon).has(write), `complete daemon ${daemon} lacks a write`);
-    const again = desiredActing(this.record, this.target, (d) => this.up.has(d));
+    const again = desiredActing(this.record, this.target, (d) => this.up.has(d), this.moves);
     t.deepEqual(again, this.acting, 'the acting set is a fixed point');
     t.true(this.acting.every((daemon) => this.up.has(daemon)));
     t.is(new Set(this.acting).size, this.acting.length);
@@ -224,6 +255,10 @@ test('whatever fails in whatever order, a PG that serves has a holder of every a
     for (let step = 0; step < 120; step++) {
       const daemon = random.between(1, 5);
       const dice = random.below(10);
+      if (random.chance(0.1)) {
+        if (!ghost.full.delete(daemon)) ghost.full.add(daemon);
+        ghost.settle();
+      }
       if (dice < 3) ghost.starts(daemon);
       else if (dice < 5) ghost.dies(daemon);
       else if (dice < 6) ghost.aimsAt(...new Set([random.between(1, 5), random.between(1, 5)]));

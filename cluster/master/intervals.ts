@@ -11,8 +11,9 @@
 // `complete` is what makes the second step sound, and a fixed point: the daemons known to have everything, that is who
 // was in the acting set at the last clean report, in every interval activated since, and did not restart meanwhile.
 // While the whole target is up and complete the acting set is the target; otherwise it is a union that keeps every old
-// holder that is up, so that no stray copies exist and no good copy is given up while another one is awaited. Pure
-// functions; nothing here knows the time or the disk.
+// holder that is up, so that no stray copies exist and no good copy is given up while another one is awaited. The one
+// exception is a daemon that has run full while data was moved to it: it goes while enough daemons are complete, each of
+// which has every acked write. Pure functions; nothing here knows the time or the disk.
 
 import type { DaemonId, Epoch, PgId } from '../../proto/ids.ts';
 
@@ -50,26 +51,35 @@ export const isFresh = (record: PgRecord): boolean => !record.activated && isPla
 export const isSettled = (record: PgRecord): boolean => record.activated && isPlain(record);
 const isPlain = (record: PgRecord): boolean => record.history.length === 0 && record.lossAccepted !== true;
 
-/**
- * The acting set that the PG should have now. A fixed point: asked again with nothing changed, it says the same.
- * @param replicas copies that the pool wants: a holder is not given up for a target that is shorter
- * @param hasRoom may the PG move to a daemon that has nothing of it? Not asked while copies are lacking
- */
+/** What bounds the moves of a PG. */
+export interface Moves {
+  /** Copies that the pool wants: a holder is not given up for a target that is shorter. */
+  readonly replicas: number;
+  /** May the PG move to this daemon, which has nothing of it? Not asked while copies are lacking. */
+  hasRoom(daemon: DaemonId): boolean;
+  /** Has the daemon no space left? A move to it that is not done yet is given up: it would hold up clients' writes. */
+  isFull(daemon: DaemonId): boolean;
+}
+const ANYWHERE: Moves = { replicas: 1, hasRoom: () => true, isFull: () => false };
+
+/** The acting set that the PG should have now. A fixed point: asked again with nothing changed, it says the same. */
 export function desiredActing(
   record: PgRecord,
   target: readonly DaemonId[],
   isUp: (daemon: DaemonId) => boolean,
-  replicas = 1,
-  hasRoom: (daemon: DaemonId) => boolean = () => true,
+  { replicas, hasRoom, isFull }: Moves = ANYWHERE,
 ): DaemonId[] {
   const upTarget = target.filter(isUp);
   const noneToRecover = upTarget.length > 0 && target.every((d) => isUp(d) && record.complete.includes(d));
   const spare = record.acting.some((d) => isUp(d) && !target.includes(d));
   const reached = noneToRecover && (target.length >= replicas || !spare);
-  const holders = record.acting.filter((d) => isUp(d) && record.complete.includes(d));
+  // Whoever of these has everything stays or comes back; so the answer is the same when it is asked again.
+  const holders = union(record, upTarget, isUp).filter((d) => record.complete.includes(d));
+  const enough = holders.length >= replicas;
+  const mayStay = (d: DaemonId): boolean => isUp(d) && !(enough && !record.complete.includes(d) && isFull(d));
   const isKnown = (d: DaemonId): boolean => record.acting.includes(d) || record.complete.includes(d);
-  const admitted = upTarget.filter((d) => isKnown(d) || holders.length < replicas || hasRoom(d));
-  const acting = isFresh(record) || reached ? upTarget : union(record, admitted, isUp);
+  const admitted = upTarget.filter((d) => mayStay(d) && (isKnown(d) || !enough || hasRoom(d)));
+  const acting = isFresh(record) || reached ? upTarget : union(record, admitted, mayStay);
   const preferred = acting.indexOf(record.prefer);
   if (preferred > 0) {
     acting.splice(preferred, 1);
@@ -78,11 +88,11 @@ export function desiredActing(
   return acting;
 }
 
-function union(record: PgRecord, upTarget: readonly DaemonId[], isUp: (daemon: DaemonId) => boolean): DaemonId[] {
-  const members = new Set(record.acting.filter(isUp));
+function union(record: PgRecord, admitted: readonly DaemonId[], mayStay: (daemon: DaemonId) => boolean): DaemonId[] {
+  const members = new Set(record.acting.filter(mayStay));
   for (const past of record.history.toReversed())
-    for (const daemon of past.acting) if (isUp(daemon)) members.add(daemon);
-  for (const daemon of upTarget) members.add(daemon);
+    for (const daemon of past.acting) if (mayStay(daemon)) members.add(daemon);
+  for (const daemon of admitted) members.add(daemon);
   return [...members];
 }
 

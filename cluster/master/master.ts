@@ -385,11 +385,7 @@ export class Master implements ControlService {
     const now = this.#clock.now();
     this.#letPrimariesGo(now);
     this.#scrubs.tick(now);
-    if (this.#planner.holds && now - this.#roomLookedAt >= ROOM_AGAIN_MS) {
-      this.#roomLookedAt = now;
-      // Settling is what looks.
-      this.#background('go on with moves', () => {});
-    }
+    this.#lookForRoom(now);
     for (const { entry, outBy } of this.#state.daemons.values()) {
       const presence = this.#presences.of(entry.id, entry.bootId, now);
       const { id, bootId } = entry;
@@ -402,6 +398,16 @@ export class Master implements ControlService {
         this.#background('put a daemon out', (change) => this.#markOut(change, id));
       }
     }
+  }
+
+  /** Moves that wait for room, or that have filled a disk, are looked at again now and then. */
+  #lookForRoom(now: number): void {
+    if (now - this.#roomLookedAt < ROOM_AGAIN_MS) return;
+    this.#roomLookedAt = now;
+    const full = [...this.#presences.values()].filter(({ space }) => space?.full === true);
+    this.#planner.setFull(new Set(full.map(({ id }) => id)), this.#state.pgs.values());
+    // Settling is what looks.
+    if (this.#planner.holds) this.#background('go on with moves', () => {});
   }
 
   /** Clean PGs whose preferred primary need not be preferred any more go back to the intended one. */
@@ -451,9 +457,19 @@ export class Master implements ControlService {
   }
 
   async #lockImage(request: ControlRequest<'lockImage'>): Promise<ControlReply<'lockImage'>> {
+    await this.#subscribedSoon(request.session);
     const lock = await this.#submit((change) => lockImage(change, request, this.#sessions));
     await this.#fences.until(lock.fencedAt);
     return { fence: lock.fence, epoch: lock.fencedAt };
+  }
+
+  /**
+   * A session that another master opened subscribes here in a moment: what it asks just before that need not fail. One
+   * that does not come is refused as ever.
+   */
+  async #subscribedSoon(session: SessionId): Promise<void> {
+    while (this.#sessions.mayComeBack(session) && !this.#closed)
+      await new Promise<void>((resolve) => this.#clock.after(TICK_MS / 5, resolve));
   }
 
   async #removeImage(request: ControlRequest<'removeImage'>): Promise<Record<string, never>> {

@@ -18,6 +18,7 @@ export class Planner {
   #weights: ReadonlyMap<DaemonId, number>;
   /** PGs that stay where they are until the daemon they belong to has room. */
   readonly #held = new Set<PgId>();
+  #full: ReadonlySet<DaemonId> = new Set();
   readonly #roomNow: () => Room;
 
   /**
@@ -38,9 +39,16 @@ export class Planner {
     return this.#targets.get(pg) ?? [];
   }
 
-  /** Are there moves that wait for room? Every settle() looks at them again. */
+  /** Are there moves that wait for room, or such to daemons that are full? Every settle() looks at them again. */
   get holds(): boolean {
     return this.#held.size > 0;
+  }
+
+  /** These daemons have no space left, and these are all PGs: those that move there are looked at again. */
+  setFull(full: ReadonlySet<DaemonId>, records: Iterable<PgRecord>): void {
+    this.#full = full;
+    for (const { pg, acting, complete } of records)
+      if (acting.some((id) => full.has(id) && !complete.includes(id))) this.#held.add(pg);
   }
 
   settle(change: Change): void {
@@ -68,7 +76,8 @@ export class Planner {
       if (!has) this.#held.add(record.pg);
       return has;
     };
-    const acting = desiredActing(record, this.target(record.pg), isUp, replicas, hasRoom);
+    const isFull = (id: DaemonId): boolean => this.#full.has(id);
+    const acting = desiredActing(record, this.target(record.pg), isUp, { replicas, hasRoom, isFull });
     const rebooted = record.acting.some((id) => change.rebooted.has(id));
     return rebooted || !sameOrder(acting, record.acting) ? nextInterval(record, acting, change.nextEpoch) : record;
   }
