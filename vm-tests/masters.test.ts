@@ -1,6 +1,7 @@
 // Three masters on one real etcd, three storage daemons, a gateway, and a load that writes through all of it: leaders are
 // killed, stopped, told to go, and etcd itself dies. The load must not notice, and no promise may be broken.
 
+import { availableParallelism, loadavg } from 'node:os';
 import { dirname, join } from 'node:path';
 import { Client, credentials } from '@grpc/grpc-js';
 import test, { type ExecutionContext } from 'ava';
@@ -19,8 +20,10 @@ const PREFIX = '/test/masters';
 const LEADER = `${PREFIX}:leader`;
 const IMAGE = 'vol0';
 const BLOCKS = 2_048;
-/** What a new leader may take; measured on an idle machine: 3 to 3.5 s after kill -9. */
+/** What a new leader may take: 2.5 to 3.5 s after kill -9 on an idle machine. On a crowded one everything takes longer. */
 const NEW_LEADER_MS = 5_000;
+const CROWDED = 2;
+const newLeaderMs = (): number => NEW_LEADER_MS * (loadavg()[0]! > CROWDED * availableParallelism() ? 3 : 1);
 /** Longest time without an answer of the load. Nothing waits for a master; the rest is what a busy machine needs. */
 const GAP_MS = 3_000;
 
@@ -191,7 +194,7 @@ testUnless(test, programs)(
     await createImage(link, 'after-kill');
     let tookMs = performance.now() - start;
     t.log(`kill -9: a new leader made an image after ${tookMs.toFixed(0)} ms`);
-    t.true(tookMs < NEW_LEADER_MS, `a new leader took ${tookMs.toFixed(0)} ms`);
+    t.true(tookMs < newLeaderMs(), `a new leader took ${tookMs.toFixed(0)} ms`);
     t.not(await world.leader(), first);
     t.true(load.answers > answers, 'I/O went on');
     calm('kill -9 of the leader');
@@ -205,7 +208,7 @@ testUnless(test, programs)(
     await createImage(link, 'after-hand-over');
     tookMs = performance.now() - start;
     t.log(`SIGTERM: a new leader made an image after ${tookMs.toFixed(0)} ms`);
-    t.true(tookMs < NEW_LEADER_MS / 2, `handing over took ${tookMs.toFixed(0)} ms`);
+    t.true(tookMs < newLeaderMs() / 2, `handing over took ${tookMs.toFixed(0)} ms`);
     t.is((await second.running.ended).code, 0);
     calm('SIGTERM to the leader');
     await world.startAgain(second);
@@ -219,7 +222,7 @@ testUnless(test, programs)(
     start = performance.now();
     third.running.kill('SIGSTOP');
     const ghost = askOnly(direct, 'createImage', imageRequest('ghost'));
-    await until('another leads', NEW_LEADER_MS, async () => ![third, null].includes(await world.leader()));
+    await until('another leads', newLeaderMs(), async () => ![third, null].includes(await world.leader()));
     t.log(`SIGSTOP: another led after ${(performance.now() - start).toFixed(0)} ms`);
     await createImage(link, 'after-stop');
     calm('SIGSTOP of the leader');

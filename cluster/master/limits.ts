@@ -66,7 +66,7 @@ export const RENEW_MS = 750;
 /** Pause after a renewal that had no answer. */
 export const RENEW_RETRY_MS = 200;
 /** How often one who does not lead looks whether somebody does. */
-export const FOLLOW_MS = 250;
+export const FOLLOW_MS = 200;
 
 assert(FENCE_ACK_MS > DOWN_AFTER_MS + TICK_MS);
 assert(RENEW_MS + RENEW_RETRY_MS < LEASE_MS - LEASE_MARGIN_MS);

@@ -2,6 +2,7 @@
 
 import test from 'ava';
 import { World } from './fixture.ts';
+import { GRACE_MS } from './limits.ts';
 
 const code = (error: unknown) => (error as { code?: string }).code;
 
@@ -151,6 +152,21 @@ test('after a restart of the master the owner keeps its lock through the grace, 
   await world.clock.advance(6_000);
   const third = await (await world.client()).subscribe();
   t.is((await third.lock(image)).fence, 2);
+});
+
+test('a lock asked for just before the session has found the new master waits for it; one that never comes is refused', async (t) => {
+  const { world, image } = await withImage();
+  const [quick, gone] = [await world.client(), await world.client()];
+  await world.crashMaster();
+  for (const n of [1, 2]) await world.daemon(n).subscribe();
+  const lock = world.master.handle('lockImage', { session: quick.session, image, takeOver: false });
+  await world.clock.advance(1_000);
+  await quick.subscribe();
+  await world.clock.advance(2_000);
+  t.is((await world.settled(lock)).fence, 1);
+  const refused = t.throwsAsync(world.master.handle('lockImage', { session: gone.session, image, takeOver: true }));
+  await world.clock.advance(GRACE_MS);
+  t.is(code(await refused), 'UNAVAILABLE');
 });
 
 test('removal: refused while in use; then the fence goes up, the name stays taken until the objects are gone', async (t) => {

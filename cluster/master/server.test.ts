@@ -92,10 +92,18 @@ test('a directory that is something else is refused and left alone', async (t) =
   t.false(existsSync(join(dir, 'master.db')));
 });
 
-test('without --dir it says what is missing', async (t) => {
-  const { exit, said } = await refusal(t);
-  t.is(exit, 2);
-  t.regex(said, /--dir/);
+test('a store of its own or a shared one: neither, both, or one that cannot be is refused with what to do', async (t) => {
+  const store = ['--store', 'etcd://127.0.0.1:1'];
+  for (const [args, why] of [
+    [[], /give either --dir, for a master alone, or --store/],
+    [['--dir', directory(t), ...store], /give either --dir/],
+    [['--store', '127.0.0.1:2379'], /--store: "127\.0\.0\.1:2379" is no shared store: give etcd:/],
+    [[...store, '--listen', '0.0.0.0:0'], /nobody can be sent there; say --advertise/],
+  ] as const) {
+    const { exit, said } = await refusal(t, ...args);
+    t.is(exit, 2, said);
+    t.regex(said, why);
+  }
 });
 
 test('a daemon that has seen a newer map ends the process with a clear error', async (t) => {

@@ -13,6 +13,7 @@ import type { Log } from '../../proto/ports.ts';
 import { openClock, openRandom } from '../world/clock.ts';
 import { openEtcd, parseEtcdAddress } from '../world/etcd-client.ts';
 import { serveGrpc } from '../world/grpc-server.ts';
+import { UsageError } from '../world/options.ts';
 import { SqliteKv } from '../world/sqlite-kv.ts';
 import { ElectedMaster } from './elected-master.ts';
 import { Master } from './master.ts';
@@ -67,6 +68,9 @@ export async function startMaster(options: MasterServerOptions): Promise<MasterS
   }
 }
 
+/** Every address of this machine, which is none that others could use. */
+const WILDCARD = /^(0\.0\.0\.0|\[::\]|):/;
+
 export interface SharedMasterOptions extends Omit<MasterServerOptions, 'dir'> {
   /** "etcd://HOST:PORT[,HOST:PORT...][/PREFIX]" */
   readonly store: string;
@@ -81,6 +85,8 @@ export interface SharedMasterOptions extends Omit<MasterServerOptions, 'dir'> {
 export async function startSharedMaster(options: SharedMasterOptions): Promise<Omit<MasterServer, 'clusterId'>> {
   const { listen, outAfterMs, log, onFatal } = options;
   const { endpoints, prefix } = parseEtcdAddress(options.store);
+  if (options.advertise === '' && WILDCARD.test(listen))
+    throw new UsageError(`--listen ${listen}: nobody can be sent there; say --advertise HOST:PORT as well`);
   const store = openEtcd(endpoints);
   const master = new ElectedMaster({
     clock: openClock(),

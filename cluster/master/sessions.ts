@@ -57,6 +57,11 @@ export class Sessions {
     return known.stream !== null;
   }
 
+  /** Was it opened before this master started, and has it still time to subscribe here? */
+  mayComeBack(session: SessionId): boolean {
+    return !this.#seen.has(session) && this.#clock.now() < this.#graceUntil;
+  }
+
   /** Those whose subscription is not open; one of them that comes back has only lost its name. */
   #forgetClosed(): void {
     for (const [session, { stream }] of this.#seen) if (stream === null) this.#seen.delete(session);

@@ -27,13 +27,13 @@ import { wasNeverSent } from './grpc-proto.ts';
 const FIND_LEADER_MS = 7_000;
 /** Between rounds in which no master led, twice as long each time. */
 const ROUND_MS = 50;
-const ROUND_MOST_MS = 400;
+const ROUND_MOST_MS = 200;
 /** Masters of one cluster that a link knows, those it was told of by others included. */
 const MASTERS_MOST = 16;
 /** True when they were sent, and maybe not when they are sent again. */
 const NEVER_REPEATED: ReadonlySet<ControlMethod> = new Set(['heartbeat', 'reportFailure']);
-/** Sent again after they were carried out, they would be refused: it exists already. */
-const NOT_REPEATED_IF_SENT: ReadonlySet<ControlMethod> = new Set(['createPool', 'createImage']);
+/** Sent again after they were carried out, they would be refused: it exists already, or is gone. */
+const NOT_REPEATED_IF_SENT: ReadonlySet<ControlMethod> = new Set(['createPool', 'createImage', 'removeDaemon']);
 
 export interface MasterLink extends ControlLink {
   /** Calls in progress fail with UNAVAILABLE. */
