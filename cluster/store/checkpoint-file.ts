@@ -105,6 +105,7 @@ function decodeCheckpoint(bytes: Buffer): Checkpoint | null {
   const format = bytes.readUInt32LE(8);
   if (format !== FORMAT)
     throw new StorageError('UNSUPPORTED', `the store has format ${format}, this program knows ${FORMAT}`);
+  if (HEAD_BYTES + bytes.readUInt32LE(88) * PG_BYTES !== total || bytes.readUInt32LE(92) > CLUSTER_ID_MAX) return null;
   return {
     sequence: bytes.readDoubleLE(16),
     generation: bytes.readDoubleLE(24),

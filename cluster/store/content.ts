@@ -52,6 +52,7 @@ export class Content {
         this.applyContent(record, checks, checksAt, position, payloadPosition);
         return;
       case RecordType.MERGE:
+        assert(record.seq === group.lastSeq + 1, 'a gap between merged entries');
         group.push(record, this.pgs.entriesMax);
         return;
       case RecordType.TRUNCATE:

@@ -12,12 +12,15 @@
 // nothing. Numbers beyond 32 bits are doubles: exact to 2^53, and no BigInt.
 
 import { hashBytes } from '../../proto/checksum.ts';
+import { BLOCK_BYTES, OBJECT_ORDER_MAX, OBJECT_ORDER_MIN } from '../../proto/limits.ts';
 import { PAGE_BYTES } from './limits.ts';
 import { EntryOp, type LogEntry } from './store.ts';
 
 export const HEADER_BYTES = 64;
 export const RECORD_BYTES = 88;
 export const BATCH_MAGIC = 0x48534c41;
+/** Where a header says which position it was written at. */
+export const POSITION_AT = 24;
 
 export const RecordType = {
   /** An operation on an object that is also an entry of the PG's log. */
@@ -149,6 +152,37 @@ export function decodeRecord(record: LogRecord, from: Buffer, at: number): numbe
   return at + from.readUInt32LE(at + 4);
 }
 
+/**
+ * Why the records of a table, whose checksum was right, are none that this program writes, or null. What is read past
+ * this point stays within the table, the batch's payload and the object. Whether it fits the records before it is not
+ * looked at.
+ */
+export function invalidRecords(table: Buffer, header: BatchHeader, record: LogRecord): string | null {
+  const { usedBytes, records, payloadPages } = header;
+  let at = HEADER_BYTES;
+  for (let i = 0; i < records; i++) {
+    if (at + RECORD_BYTES > usedBytes) return `${records} records do not fit ${usedBytes} bytes`;
+    const bytes = table.readUInt32LE(at + 4);
+    decodeRecord(record, table, at);
+    // First the count itself: recordBytes() is for counts whose bytes fit 31 bits.
+    if (record.blocks > usedBytes / 4 || bytes !== recordBytes(record.blocks) || at + bytes > usedBytes)
+      return `a record of ${bytes} bytes`;
+    if (record.type < RecordType.ENTRY || record.type > RecordType.SET_PG) return `record type ${record.type}`;
+    if (!Number.isSafeInteger(record.seq) || record.seq < 0) return `sequence number ${record.seq}`;
+    const isRemoval = (record.flags & Flag.GONE) !== 0 && record.blocks === 0;
+    if ((record.type === RecordType.ENTRY || record.type === RecordType.RECOVER) && !isRemoval) {
+      const { order, blocks } = record;
+      if (order < OBJECT_ORDER_MIN || order > OBJECT_ORDER_MAX) return `object order ${order}`;
+      const objectBytes = 2 ** order;
+      if ((record.firstBlock + blocks) * BLOCK_BYTES > objectBytes) return `${blocks} blocks end after the object`;
+      if (record.offset + record.length > objectBytes) return `${record.length} bytes end after the object`;
+      if (record.payloadPage + record.payloadPages > payloadPages) return 'a payload that ends after the batch';
+    }
+    at += bytes;
+  }
+  return at === usedBytes ? null : `${usedBytes - at} bytes after the last record`;
+}
+
 /** Fills a record from an entry; the physical fields (slot, flags, blocks, payload) stay to be filled. */
 export function recordOfEntry(record: LogRecord, type: RecordType, entry: LogEntry, previousSince: number): void {
   record.type = type;
@@ -194,7 +228,7 @@ export function sealBatch(table: Buffer, header: BatchHeader, saltA: number, sal
   table.writeUInt32LE(saltB, 12);
   table.writeUInt32LE(header.incarnation, 16);
   table.writeUInt32LE(header.previousChecksum, 20);
-  table.writeDoubleLE(header.position, 24);
+  table.writeDoubleLE(header.position, POSITION_AT);
   table.writeDoubleLE(header.previousPosition, 32);
   table.writeDoubleLE(header.durablePosition, 40);
   table.writeUInt16LE(header.tablePages, 48);
@@ -213,7 +247,7 @@ export function looksLikeBatch(page: Buffer, at: number, position: number, saltA
     page.readUInt32LE(at) === BATCH_MAGIC &&
     page.readUInt32LE(at + 8) === saltA &&
     page.readUInt32LE(at + 12) === saltB &&
-    page.readDoubleLE(at + 24) === position
+    page.readDoubleLE(at + POSITION_AT) === position
   );
 }
 
@@ -222,7 +256,7 @@ export function decodeHeader(page: Buffer): BatchHeader {
     checksum: page.readUInt32LE(4),
     incarnation: page.readUInt32LE(16),
     previousChecksum: page.readUInt32LE(20),
-    position: page.readDoubleLE(24),
+    position: page.readDoubleLE(POSITION_AT),
     previousPosition: page.readDoubleLE(32),
     durablePosition: page.readDoubleLE(40),
     tablePages: page.readUInt16LE(48),

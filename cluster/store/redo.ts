@@ -12,6 +12,7 @@
 //
 // A durable payload whose checksum fails is not judged here: the block's checksum tells whoever reads it.
 
+import { AssertionError } from 'node:assert/strict';
 import { blockChecksum, hashBytes, NO_DATA } from '../../proto/checksum.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
@@ -27,6 +28,7 @@ import {
   decodeRecord,
   Flag,
   HEADER_BYTES,
+  invalidRecords,
   type LogRecord,
   looksLikeBatch,
   newRecord,
@@ -205,7 +207,14 @@ export class Redo {
     for (let i = 0; i < batch.header.records; i++) {
       const next = decodeRecord(record, batch.table, at);
       const { position } = batch.header;
-      this.content.apply(record, batch.table, at + RECORD_BYTES, position, payload + record.payloadPage * PAGE_BYTES);
+      this.refuseDistantSlot(record, position);
+      try {
+        this.content.apply(record, batch.table, at + RECORD_BYTES, position, payload + record.payloadPage * PAGE_BYTES);
+      } catch (error) {
+        // Here the world is wrong, not the program: what it wrote itself would fit.
+        if (!(error instanceof AssertionError)) throw error;
+        throw this.nonsense(position, error.message);
+      }
       at = next;
     }
   }
@@ -216,6 +225,22 @@ export class Redo {
     const payload = batch.header.position + batch.header.tablePages * PAGE_BYTES;
     let at = HEADER_BYTES;
     for (let i = 0; i < batch.header.records; i++) {
+  /** Slots are made in order, one per record at the most: no log can be so far ahead of the metadata as this. */
+  private refuseDistantSlot(record: LogRecord, position: number): void {
+    if ((record.flags & Flag.FRESH) === 0 || (record.flags & Flag.GONE) !== 0) return;
+    const { segmentBytes, segments } = this.checkpoint.geometry;
+    const most = this.content.slots.of(record.order).slots.length + (segmentBytes * segments) / RECORD_BYTES;
+    if (record.slot > most) throw this.nonsense(position, `slot ${record.slot}`);
+  }
+
+  private nonsense(position: number, why: string): StorageError {
+    return new StorageError(
+      'IO',
+      `the log holds what no daemon writes (position ${position}: ${why}), though its checksum is right: this daemon's ` +
+        "data can't be trusted; remove it and let it be copied anew",
+    );
+  }
+
       const next = decodeRecord(record, batch.table, at);
       for (let j = 0; j < record.blocks; j++) {
         const check = batch.table.readUInt32LE(at + RECORD_BYTES + j * 4);
@@ -285,7 +310,10 @@ export class Redo {
       return null;
     const table = Buffer.allocUnsafe(tableBytes);
     this.readAt(table, position);
-    return hashBytes(table.subarray(8, usedBytes)) === header.checksum ? { header, table, end } : null;
+    if (hashBytes(table.subarray(8, usedBytes)) !== header.checksum) return null;
+    const why = invalidRecords(table, header, this.record);
+    if (why !== null) throw this.nonsense(position, why);
+    return { header, table, end };
   }
 
   private segmentAt(position: number): DiskFile {
