@@ -84,15 +84,16 @@ export function addOptions(command: Command, specs: readonly OptionSpec[]): void
   command.showHelpAfterError(`Run "${command.name()} --help" for all options.`);
 }
 
-/** Values of `specs` for a parsed command. Throws UsageError. */
+/** Values of `specs` for a parsed command. Throws UsageError. @param read text of a config file */
 export function optionsOf<const S extends readonly OptionSpec[]>(
   command: Command,
   specs: S,
   environment: Readonly<Record<string, string | undefined>> = process.env,
+  read: (path: string) => string = (path) => readFileSync(path, 'utf8'),
 ): Options<S> {
   const flags = command.opts() as Record<string, unknown>;
   const path = (flags.config as string | undefined) ?? environment.ASHLAR_CONFIG;
-  const file = path === undefined || path === '' ? {} : readConfig(path, specs);
+  const file = path === undefined || path === '' ? {} : readConfig(path, specs, read);
   const values: Record<string, unknown> = {};
   for (const spec of specs) {
     const key = camelCase(spec.name);
@@ -130,9 +131,10 @@ const SECOND_UNITS: Record<string, number> = { '': 1, ms: 0.001, s: 1, m: 60, h:
 /** Seconds of "1.5", "30s", "500ms", "10m", "1h". Throws UsageError. */
 export function parseSeconds(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*(ms|s|m|h)?$/i.exec(text.trim());
-  if (match === null)
+  const seconds = match === null ? Number.NaN : Number(match[1]) * SECOND_UNITS[(match[2] ?? '').toLowerCase()]!;
+  if (!Number.isFinite(seconds))
     throw new UsageError(`"${text}" is not a time: give seconds, or a number with ms, s, m or h, such as 10m`);
-  return Number(match[1]) * SECOND_UNITS[(match[2] ?? '').toLowerCase()]!;
+  return seconds;
 }
 
 const PLACEHOLDERS: Record<OptionKind, string> = {
@@ -180,7 +182,7 @@ const CONVERTERS: Record<OptionKind, (raw: unknown) => unknown> = {
   seconds: (raw) => parseSeconds(typeof raw === 'number' ? String(raw) : (CONVERTERS.string(raw) as string)),
   flag(raw) {
     if (typeof raw === 'boolean') return raw;
-    const word = String(raw).toLowerCase();
+    const word = typeof raw === 'string' || typeof raw === 'number' ? String(raw).toLowerCase() : '';
     if (['1', 'true', 'yes', 'on'].includes(word)) return true;
     if (['0', 'false', 'no', 'off'].includes(word)) return false;
     throw new UsageError(`must be true or false, not ${shown(raw)}`);
@@ -194,10 +196,14 @@ const CONVERTERS: Record<OptionKind, (raw: unknown) => unknown> = {
   },
 };
 
-function readConfig(path: string, specs: readonly OptionSpec[]): Record<string, unknown> {
+function readConfig(
+  path: string,
+  specs: readonly OptionSpec[],
+  read: (path: string) => string,
+): Record<string, unknown> {
   let parsed: unknown;
   try {
-    parsed = JSON.parse(readFileSync(path, 'utf8'));
+    parsed = JSON.parse(read(path));
   } catch (error) {
     throw new UsageError(`config file ${path} can't be read: ${(error as Error).message}`);
   }
