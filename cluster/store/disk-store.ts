@@ -22,6 +22,7 @@ import { DiskStore } from './engine.ts';
 import { LOG_BYTES_DEFAULT, LOG_BYTES_MIN, LOG_SEGMENT_BYTES_MAX, LOG_SEGMENTS } from './limits.ts';
 import { loadSlots } from './load-slots.ts';
 import { type Geometry, StoreLog, segmentName } from './log.ts';
+import { BATCH_MAGIC } from './record.ts';
 import { openSegments, Redo, type RedoResult } from './redo.ts';
 import { SlotFiles } from './slots.ts';
 import { Space } from './space.ts';
@@ -147,9 +148,9 @@ export function geometryOf(logBytes: number): { segmentBytes: number; segments: 
  */
 function format(options: DiskStoreOptions): void {
   const { disk } = options;
-  const data = disk.list().filter((name) => /^(meta|data)-\d+$/.test(name));
-  if (data.length > 0)
-    throw new StorageError('IO', `${data.join(', ')} but no checkpoint file: this is a store that lost its beginning`);
+  const used = disk.list().filter((name) => /^(meta|data)-\d+$/.test(name) || holdsBatch(disk, name));
+  if (used.length > 0)
+    throw new StorageError('IO', `${used.join(', ')} but no checkpoint file: this is a store that lost its beginning`);
   const logBytes = Math.max(
     LOG_BYTES_MIN,
     options.logBytes ?? Math.min(LOG_BYTES_DEFAULT, Math.floor(disk.freeBytes() / LOG_SEGMENTS)),
@@ -182,6 +183,16 @@ function format(options: DiskStoreOptions): void {
   disk.syncDirectory();
   disk.rename(NEW_CHECKPOINT_NAME, CHECKPOINT_NAMES[0]);
   disk.syncDirectory();
+}
+
+/** Is this a segment that was written to? All of them begin with a batch; one that is being made holds zeros. */
+function holdsBatch(disk: Disk, name: string): boolean {
+  if (!/^log-\d+$/.test(name)) return false;
+  const file = disk.open(name, false);
+  const head = Buffer.alloc(4);
+  file.read(head, 0);
+  file.close();
+  return head.readUInt32LE(0) === BATCH_MAGIC;
 }
 
 function saltsOf(options: DiskStoreOptions): { saltA: number; saltB: number } {

@@ -47,7 +47,14 @@ function loadSlot(slot: Slot, both: Buffer, generation: number, content: Content
   let newest: MetaCopy | null = null;
   for (const side of [0, 1] as const) {
     const copy = decodeMeta(both.subarray(side * file.copyBytes, (side + 1) * file.copyBytes), file.order, slot.number);
-    if (copy === null || copy.generation > generation) continue;
+    if (copy === null) continue;
+    // One more is what a crash leaves of a checkpoint; two more came after one that was in force.
+    if (copy.generation > generation + 1)
+      throw new StorageError(
+        'IO',
+        `the metadata of slot ${slot.number} is newer than the checkpoint files, which are old copies`,
+      );
+    if (copy.generation > generation) continue;
     if (newest === null || copy.generation > newest.generation) {
       newest = copy;
       slot.side = side;

@@ -332,6 +332,34 @@ export class Model {
     return null;
   }
 
+  /**
+   * The same for a store whose disk was damaged: a block that can't be read or fails its checksum shows it. What is
+   * reported is wrong and looks right.
+   */
+  async unprovenDifference(store: Store): Promise<string | null> {
+    for (let object = 0; object < OBJECTS; object++) {
+      const order = this.orderOf(object);
+      const known = this.objects.get(objectKey(IMAGE, object));
+      if ((store.allocation(IMAGE, object) === null) !== (known === undefined)) return `object ${object}: existence`;
+      for (let block = 0; block < 2 ** order / BLOCK_BYTES; block++) {
+        const stamp = known?.stamps.get(block) ?? 0;
+        const place = block * BLOCK_BYTES;
+        const found = await new Promise<{ check: number; bytes: Buffer } | null>((resolve) =>
+          store.read(IMAGE, object, order, place, BLOCK_BYTES, (error, checks, payload) =>
+            resolve(error === null ? { check: checks!.readUInt32LE(0), bytes: payload ?? EMPTY } : null),
+          ),
+        );
+        if (found === null) continue;
+        const right = stamped(BLOCK_BYTES, stamp, place);
+        const check = stamp === 0 ? NO_DATA : blockChecksum(right, IMAGE, object, block);
+        if (found.check !== check) return `object ${object} block ${block}: another checksum`;
+        const proven = check === NO_DATA || blockChecksum(found.bytes, IMAGE, object, block) === check;
+        if (proven && !right.equals(found.bytes)) return `object ${object} block ${block}: wrong bytes, right checksum`;
+      }
+    }
+    return null;
+  }
+
   async compare(t: ExecutionContext, store: Store): Promise<void> {
     t.is(await this.difference(store), null);
   }

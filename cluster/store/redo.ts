@@ -32,6 +32,7 @@ import {
   type LogRecord,
   looksLikeBatch,
   newRecord,
+  POSITION_AT,
   RECORD_BYTES,
   RecordType,
 } from './record.ts';
@@ -154,6 +155,7 @@ export class Redo {
 
   private refuseIfDurableBeyond(end: number, known: number): void {
     const { segmentBytes, segments, saltA, saltB } = this.checkpoint.geometry;
+    const ringBytes = segmentBytes * segments;
     if (known > end) throw this.corrupt(end, known);
     const last = (Math.floor(this.checkpoint.redoPosition / segmentBytes) + segments) * segmentBytes;
     const chunk = Buffer.allocUnsafe(Math.min(SCAN_BYTES, segmentBytes));
@@ -161,8 +163,12 @@ export class Redo {
       const bytes = Math.min(chunk.length, segmentBytes - (position % segmentBytes));
       this.readAt(chunk.subarray(0, bytes), position);
       for (let at = 0; at < bytes; at += PAGE_BYTES) {
-        if (!looksLikeBatch(chunk, at, position + at, saltA, saltB)) continue;
-        const stray = this.readBatch(position + at);
+        // Also one of a later round, which there can't be, unless the checkpoint files are old copies.
+        const claimed = chunk.readDoubleLE(at + POSITION_AT);
+        if (!Number.isSafeInteger(claimed) || claimed < 0) continue;
+        if (claimed % ringBytes !== (position + at) % ringBytes) continue;
+        if (!looksLikeBatch(chunk, at, claimed, saltA, saltB)) continue;
+        const stray = this.readBatch(claimed);
         if (stray !== null && stray.header.durablePosition > end) throw this.corrupt(end, stray.header.durablePosition);
       }
       position += bytes;
@@ -219,12 +225,6 @@ export class Redo {
     }
   }
 
-  /** Do the payloads, in the log and written directly, match their checksums? */
-  private isWhole(batch: Batch): boolean {
-    const { record } = this;
-    const payload = batch.header.position + batch.header.tablePages * PAGE_BYTES;
-    let at = HEADER_BYTES;
-    for (let i = 0; i < batch.header.records; i++) {
   /** Slots are made in order, one per record at the most: no log can be so far ahead of the metadata as this. */
   private refuseDistantSlot(record: LogRecord, position: number): void {
     if ((record.flags & Flag.FRESH) === 0 || (record.flags & Flag.GONE) !== 0) return;
@@ -241,6 +241,12 @@ export class Redo {
     );
   }
 
+  /** Do the payloads, in the log and written directly, match their checksums? */
+  private isWhole(batch: Batch): boolean {
+    const { record } = this;
+    const payload = batch.header.position + batch.header.tablePages * PAGE_BYTES;
+    let at = HEADER_BYTES;
+    for (let i = 0; i < batch.header.records; i++) {
       const next = decodeRecord(record, batch.table, at);
       for (let j = 0; j < record.blocks; j++) {
         const check = batch.table.readUInt32LE(at + RECORD_BYTES + j * 4);
