@@ -3,6 +3,7 @@
 import test from 'ava';
 import { StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, Op } from '../../proto/frame.ts';
+import { deleteObjectsFrom } from '../client/deletion.ts';
 import { createMemoryStore } from '../store/memory-store.ts';
 import type { Recovered, Store } from '../store/store.ts';
 import { openClock } from '../world/clock.ts';
@@ -195,35 +196,33 @@ test('a member that has no space for log entries either: its PG says so and asks
   t.is((await read(image, 0, 1))[0], 2);
 });
 
-test('a member with too little space for what it misses: it is not peered again and again, the others are made whole, and it is when it has space', async (t) => {
+/**
+ * Three members of one PG; the third came back with too little space for what it misses, and the others go on. Its disk
+ * gets larger with `grow`.
+ */
+async function withoutSpace(t: Parameters<typeof Cluster.start>[0]) {
   let capacityBytes = 2 ** 20;
   const small = createMemoryStore(openClock());
-  // Its disk gets larger while it runs.
   const limited = new Proxy(small, {
     get: (target, name) => {
       const value = Reflect.get(target, name) as unknown;
       if (typeof value !== 'function') return value;
-      const used = (): number => target.space().usedBytes;
+      const usedBytes = (): number => target.space().usedBytes;
       if (name === 'space')
         return () => ({
-          usedBytes: used(),
-          freeBytes: Math.max(0, capacityBytes - used()),
-          full: used() >= capacityBytes,
+          usedBytes: usedBytes(),
+          freeBytes: Math.max(0, capacityBytes - usedBytes()),
+          full: usedBytes() >= capacityBytes,
         });
       if (name !== 'recover') return value.bind(target);
       return (piece: Recovered, ...rest: [Buffer | null, Buffer | null, () => void]) => {
-        if (used() + piece.length > capacityBytes) throw new StorageError('NO_SPACE', 'the disk is full');
+        if (usedBytes() + piece.length > capacityBytes) throw new StorageError('NO_SPACE', 'the disk is full');
         target.recover(piece, ...rest);
       };
     },
   });
-  const cluster = await Cluster.start(t, {
-    daemons: 3,
-    replicas: 3,
-    minSize: 1,
-    pgCount: 1,
-    wrapStore: (store, id) => (id === 3 ? limited : store),
-  });
+  const wrapStore = (store: Store, id: number): Store => (id === 3 ? limited : store);
+  const cluster = await Cluster.start(t, { daemons: 3, replicas: 3, minSize: 1, pgCount: 1, wrapStore });
   await cluster.createImage();
   const image = await cluster.writer();
   // The small one leads nothing when the others are there first.
@@ -238,9 +237,17 @@ test('a member with too little space for what it misses: it is not peered again 
   await cluster.startDaemon(3);
   await cluster.startDaemon(member);
   await until('all three are members', () => cluster.pg().acting.length === 3);
-  const stuck = async (): Promise<boolean> =>
-    (await cluster.master.handle('status', {})).pgs.some(({ noSpace }) => noSpace.includes(3));
-  await until('the primary says that daemon 3 has no space', stuck);
+  await until('the primary says that daemon 3 has no space', async () =>
+    (await cluster.master.handle('status', {})).pgs.some(({ noSpace }) => noSpace.includes(3)),
+  );
+  const grow = (): void => {
+    capacityBytes = 2 ** 30;
+  };
+  return { cluster, image, member, lead, small, grow };
+}
+
+test('a member with too little space for what it misses: it is not peered again and again, the others are made whole, and it is when it has space', async (t) => {
+  const { cluster, image, member, lead, small, grow } = await withoutSpace(t);
   const { pg } = cluster.pg();
   await until('the other member has everything', () => cluster.host(member).store.pgInfo(pg).complete);
   let asked = 0;
@@ -260,8 +267,22 @@ test('a member with too little space for what it misses: it is not peered again 
     reasons.some((reason) => /can't recover daemon 3, which has no space/.test(reason)),
     reasons.join('; '),
   );
-  capacityBytes = 2 ** 30;
+  grow();
   await cluster.settled(3, 40_000);
   await write(image, at, Buffer.alloc(BLOCK, 3));
   t.is((await read(image, at, 1))[0], 3);
+});
+
+test('an image whose objects are missing at a member without space can be removed, and that makes the member whole', async (t) => {
+  const { cluster, lead, small } = await withoutSpace(t);
+  const { pg } = cluster.pg();
+  t.true(lead.store.pgUsage(pg).objects === 64 && small.pgUsage(pg).objects < 64);
+  await cluster.endClients();
+  const client = await cluster.client();
+  await cluster.master.handle('removeImage', { image: 1, done: false });
+  await until('the client knows', () => client.map?.images.get(1)?.state === 'removing');
+  const entry = client.map!.images.get(1)!;
+  t.is(await deleteObjectsFrom(client.router, entry, 0, entry.fence, () => {}), 64);
+  await cluster.settled(3);
+  for (const { store } of cluster.hosts) t.is(store.pgUsage(pg).objects, 0);
 });
