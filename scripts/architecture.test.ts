@@ -68,7 +68,7 @@ const ADAPTERS: Record<string, string> = {
   'cluster/master/main.ts': 'the process: argv, signals, the gRPC server, the SQLite file',
   'cluster/master/recover-main.ts': 'the process that rebuilds a lost master: argv, the gRPC server, the SQLite file',
   'cluster/master/restore-main.ts': 'the process that makes a store of a backup: argv, files',
-  'cluster/master/offline.ts': 'a store made in a new directory: files, SQLite, exit codes',
+  'cluster/master/offline.ts': 'a store made in a new directory, or in etcd: files, SQLite, exit codes',
   'cluster/daemon/main.ts': 'the process: argv, signals, sockets, the directory',
   'cluster/master/server.ts': 'the core, its store and gRPC put together: what the process and the tests start',
   'gateway/nbd/socket-wire.ts': 'a session on a socket: takes over the connections that the server accepted',

@@ -48,5 +48,5 @@ export async function fillStore(kv: KeyValueStore, pairs: readonly Pair[]): Prom
   const isEmpty = (await kv.range('/')).length === 0;
   const batch = { compares: [{ key: '/cluster', value: null }], puts: pairs, deletes: [] };
   if (!isEmpty || !(await kv.batch(batch)))
-    throw new StorageError('EXISTS', 'the store holds a cluster already: choose an empty directory');
+    throw new StorageError('EXISTS', 'the store holds a cluster already: choose an empty one');
 }

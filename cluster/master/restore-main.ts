@@ -1,20 +1,21 @@
-// `ashlar master restore FILE --dir NEW`: a master's store from a backup, while no master runs. See backup.ts for what
+// `ashlar master restore FILE --dir NEW` or `--store etcd://...`: a master's store from a backup, while no master runs. See backup.ts for what
 // such a store is worth.
 
 import { readFileSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { Command } from 'commander';
 import { StorageError } from '../../proto/errors.ts';
-import { addOptions, exitOnUsage, optionsOf } from '../world/options.ts';
+import { addOptions, exitOnUsage, optionsOf, UsageError } from '../world/options.ts';
 import { decodeBackup } from './backup.ts';
-import { makeStore, runCommand } from './offline.ts';
+import { fillSharedStore, makeStore, runCommand } from './offline.ts';
 
 const OPTIONS = [
-  { name: 'dir', kind: 'string', required: true, help: "new directory for the master's store" },
+  { name: 'dir', kind: 'string', default: '', help: "new directory for the master's store" },
+  { name: 'store', kind: 'string', default: '', help: 'instead: empty etcd://HOST:PORT[,HOST:PORT...][/PREFIX]' },
 ] as const;
 
 const command = new Command('ashlar master restore')
-  .description("Makes a master's store of a backup, in a new directory.")
+  .description("Makes a master's store of a backup: in a new directory, or for several masters in etcd.")
   .argument('<file>', 'what "ashlar master backup" wrote')
   .exitOverride()
   .allowExcessArguments(false);
@@ -26,15 +27,17 @@ try {
 }
 
 await runCommand('master restore', async () => {
-  const { dir } = optionsOf(command, OPTIONS);
+  const { dir, store } = optionsOf(command, OPTIONS);
+  if ((dir === '') === (store === '')) throw new UsageError('give either --dir or --store');
   const file = command.args[0]!;
   const backup = await decodeBackup(readFileSync(file)).catch((error: unknown) => {
     if (error instanceof StorageError) throw new StorageError(error.code, `${file}: ${error.message}`, error);
     throw error;
   });
-  await makeStore(dir, backup.pairs);
+  if (dir !== '') await makeStore(dir, backup.pairs);
+  else await fillSharedStore(store, backup.pairs);
   process.stdout.write(
-    `the master of cluster ${backup.clusterId} is restored in ${resolve(dir)}, as of map epoch ${backup.epoch}\n` +
+    `the master of cluster ${backup.clusterId} is restored in ${dir !== '' ? resolve(dir) : store}, as of map epoch ${backup.epoch}\n` +
       'if a daemon or client has seen a newer map, it stops itself: then use "ashlar master recover"\n',
   );
 });
