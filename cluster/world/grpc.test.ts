@@ -119,6 +119,15 @@ test('a daemon joins, a pool and an image are made, a client locks the image and
   t.is((await lock).fence, 1);
   const status = await link.call('status', {});
   t.deepEqual(status.daemons[0]!.space, space);
+  const nothing = { degraded: 0, misplaced: 0, missingBytes: 0 };
+  t.deepEqual(status.recovery, {
+    ...nothing,
+    bytesPerSecond: 0,
+    secondsLeft: 0,
+    pools: [{ pool: 1, ...nothing }],
+  });
+  const refused = await t.throwsAsync(link.call('removeDaemon', { id }));
+  t.regex(refused!.message, /it takes data; drain it first/);
   t.is(status.images[0]!.owner, 'nbd on here');
 });
 

@@ -28,8 +28,8 @@ export function addStatusCommands(program: Command): void {
     'exit code 0: every PG active and clean; 1: degraded or recovering; 2: some I/O is blocked; 3: no master',
     [JSON_OPTION],
     async (master, { json }) => {
-      const { health, reasons } = await master.call('status', {});
-      print(json, { health, reasons }, [health, ...reasons.map((reason) => `  ${reason}`)].join('\n'));
+      const { health, reasons, recovery } = await master.call('status', {});
+      print(json, { health, reasons, recovery }, [health, ...reasons.map((reason) => `  ${reason}`)].join('\n'));
       process.exitCode = HEALTH_EXIT[health];
     },
   );
