@@ -14,6 +14,7 @@ import type { PgEntry } from '../../proto/map.ts';
 import { decodeActivation, encodeEntries, encodeListing, encodePgInfo, LISTED_MAX } from '../../proto/peer-messages.ts';
 import type { EntryOp, LogEntry } from '../store/store.ts';
 import type { Daemon } from './daemon.ts';
+import { BAD_BLOCK, badBlocks } from './repair-verify.ts';
 import type { Request } from './request.ts';
 import { answerScrub } from './scrub-member.ts';
 
@@ -162,7 +163,7 @@ export class Members {
     const last = (frame.flags & Flag.LAST) !== 0;
     // A push without a version is the removal of an object that the primary does not have.
     if (frame.pgSeq === 0) return store.recoverDelete(frame.pg, frame.image, frame.object, done);
-    const why = frame.seq > SINCE_MAX ? 'INVALID' : invalidData(frame);
+    const why = invalidPush(frame);
     if (why !== null) return this.#answer(request, why);
     store.recover(
       {
@@ -208,4 +209,12 @@ function invalidData({ payload, meta, image, object, offset, length }: Frame): E
   if (payload === null) return null;
   if (payload.length !== length || meta?.length !== (length / BLOCK_BYTES) * 4) return 'INVALID';
   return firstMismatch(payload, meta, image, object, offset) === -1 ? null : 'CHECKSUM';
+}
+
+/** A push may bring blocks that are known to be bad in every copy: they are bad here too. All others must match. */
+function invalidPush(frame: Frame): ErrorCode | null {
+  const why = frame.seq > SINCE_MAX ? 'INVALID' : invalidData(frame);
+  if (why !== 'CHECKSUM') return why;
+  const bad = badBlocks(frame.payload!, frame.meta!, frame);
+  return bad.every((block) => frame.meta!.readUInt32LE(block * 4) === BAD_BLOCK) ? null : why;
 }

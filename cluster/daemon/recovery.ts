@@ -260,7 +260,7 @@ export class Recovery {
         // Another member may have it whole, even one that misses something else.
         const { image, object, order, offset, length } = frame;
         this.#interval
-          .serving!.repair.read({ image, object, order, offset, length })
+          .serving!.repair.readMarked({ image, object, order, offset, length })
           .then((copy) => filled(copy.checks, copy.payload), reject);
       });
     });

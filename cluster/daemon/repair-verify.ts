@@ -34,6 +34,8 @@ export interface Copy {
   payload: Buffer | null;
   /** Blocks, counted from the start of the range, that can't be read or don't match. */
   readonly bad: number[];
+  /** Some of them could not be read at all, now: another time perhaps. */
+  readonly unreadable: boolean;
 }
 
 /** Reads and verifies a range of this daemon's own copy. Rejects if there is more wrong than bad blocks. */
@@ -42,17 +44,19 @@ export async function verifyOwn(store: Store, range: Range): Promise<Copy> {
   const found = await readOwn(store, range);
   if (!(found instanceof StorageError)) {
     const { checks, payload } = found;
-    return { checks, payload, bad: payload === null ? [] : badBlocks(payload, checks, range) };
+    const bad = payload === null ? [] : badBlocks(payload, checks, range);
+    return { checks, payload, bad, unreadable: false };
   }
   if (found.code !== 'IO') throw found;
   if (length === BLOCK_BYTES) {
     const checks = Buffer.alloc(4);
     store.checksums(image, object)?.copy(checks, 0, (offset / BLOCK_BYTES) * 4, (offset / BLOCK_BYTES + 1) * 4);
-    return { checks, payload: Buffer.alloc(BLOCK_BYTES), bad: [0] };
+    return { checks, payload: Buffer.alloc(BLOCK_BYTES), bad: [0], unreadable: true };
   }
   const checks = Buffer.alloc((length / BLOCK_BYTES) * 4);
   const payload = Buffer.alloc(length);
   const bad: number[] = [];
+  let unreadable = false;
   for (let i = 0; i < length / BLOCK_BYTES; i++) {
     const at = i * BLOCK_BYTES;
     const block = await verifyOwn(store, { image, object, order, offset: offset + at, length: BLOCK_BYTES });
@@ -60,12 +64,17 @@ export async function verifyOwn(store: Store, range: Range): Promise<Copy> {
     block.payload?.copy(payload, at);
     payloadPool.give(block.payload);
     if (block.bad.length > 0) bad.push(i);
+    unreadable ||= block.unreadable;
   }
-  return { checks, payload, bad };
+  return { checks, payload, bad, unreadable };
 }
 
 /** Blocks of a payload that don't match `checks`, counted from its start. */
-export function badBlocks(payload: Buffer, checks: Buffer, { image, object, offset }: Range): number[] {
+export function badBlocks(
+  payload: Buffer,
+  checks: Buffer,
+  { image, object, offset }: Pick<Range, 'image' | 'object' | 'offset'>,
+): number[] {
   const bad: number[] = [];
   for (let from = 0; from < checks.length / 4; ) {
     const rest = payload.subarray(from * BLOCK_BYTES);

@@ -3,8 +3,9 @@
 import test, { type ExecutionContext } from 'ava';
 import { payloadChecksums } from '../../proto/checksum.ts';
 import { Flag, Op } from '../../proto/frame.ts';
+import { sameVersion } from '../../proto/ids.ts';
 import type { Image } from '../client/image.ts';
-import { Cluster, type ClusterOptions, flush, read, until, Workload, write } from './fixture.ts';
+import { Cluster, type ClusterOptions, flush, pause, read, until, Workload, write } from './fixture.ts';
 import { type Damage, RottenStore } from './rotten-store.ts';
 
 const BLOCK = 4096;
@@ -181,5 +182,49 @@ test('recovery that meets a bad block at the primary takes it from a member that
   await cluster.settled(3);
   t.is(disks.get(primary)!.badBlocks, 0);
   t.is(cluster.difference(), null);
+  t.true((await read(image, 0, 16 * BLOCK)).equals(pattern(4)));
+});
+
+test('recovery of an object with a block that nobody can prove: the rest gets its copies, the block is bad everywhere, and can be written', async (t) => {
+  const { cluster, image, disks } = await begin(t, { daemons: 2, replicas: 2, minSize: 1 });
+  await write(image, 0, pattern(3));
+  const away = cluster.member().id;
+  cluster.kill(away);
+  await write(image, 0, pattern(4));
+  const primary = cluster.primary().id;
+  disks.get(primary)!.spoil(IMAGE, 0, 5 * BLOCK);
+  await cluster.startDaemon(away);
+  const { pg } = cluster.pg();
+  await until('the member is complete', () => {
+    const { store } = cluster.host(away);
+    const version = cluster.host(primary).store.objectVersion(IMAGE, 0);
+    return sameVersion(store.objectVersion(IMAGE, 0), version) && store.pgInfo(pg).complete;
+  });
+  t.is(await failed(read(image, 5 * BLOCK, BLOCK)), 'IO');
+  cluster.kill(primary);
+  t.is(await failed(read(image, 5 * BLOCK, BLOCK)), 'IO', 'under the new primary too: not what was there before');
+  t.true((await read(image, 0, 5 * BLOCK)).equals(pattern(4, 5)));
+  t.true((await read(image, 6 * BLOCK, 10 * BLOCK)).equals(pattern(4, 10)));
+  await write(image, 5 * BLOCK, pattern(6, 1));
+  t.true((await read(image, 5 * BLOCK, BLOCK)).equals(pattern(6, 1)));
+  await cluster.startDaemon(primary);
+  await cluster.settled(2);
+});
+
+test('what the disk of the only whole copy refuses to read now is not given up: recovery tries again until it can be read', async (t) => {
+  const { cluster, image, disks } = await begin(t, { daemons: 2, replicas: 2, minSize: 1, speed: 4 });
+  await write(image, 0, pattern(3));
+  const away = cluster.member().id;
+  cluster.kill(away);
+  await write(image, 0, pattern(4));
+  const disk = disks.get(cluster.primary().id)!;
+  disk.spoil(IMAGE, 0, 5 * BLOCK, 'unreadable');
+  await cluster.startDaemon(away);
+  const { pg } = cluster.pg();
+  await until('it has been tried', () => cluster.primary().daemon!.findings.of(pg).open.length > 0);
+  await pause(300);
+  t.false(cluster.host(away).store.pgInfo(pg).complete);
+  disk.wellAgain();
+  await cluster.settled(2);
   t.true((await read(image, 0, 16 * BLOCK)).equals(pattern(4)));
 });

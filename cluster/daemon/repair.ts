@@ -56,11 +56,29 @@ export class Repair {
   read(range: Range): Promise<Copy> {
     return this.#held(range, async () => {
       const own = await this.#proveOwn(range, true);
-      if (own.bad.length === 0) return own;
-      payloadPool.give(own.payload);
-      const [first] = own.bad;
-      throw new StorageError('IO', `block at ${range.offset + first! * BLOCK_BYTES} has no proven copy`);
+      if (own.bad.length > 0) throw this.#noCopy(range, own);
+      return own;
     });
+  }
+
+  /**
+   * The same for a member that is being recovered: blocks that nobody can prove come with the checksum BAD_BLOCK, so
+   * that they are as bad there as they are here, and the rest of the object gets its copies. But what could not be read
+   * may be read another time: then it is an error as in read().
+   */
+  readMarked(range: Range): Promise<Copy> {
+    return this.#held(range, async () => {
+      const own = await this.#proveOwn(range, true);
+      if (own.bad.length > 0 && own.unreadable) throw this.#noCopy(range, own);
+      for (const block of own.bad) own.checks.writeUInt32LE(BAD_BLOCK, block * 4);
+      return own;
+    });
+  }
+
+  #noCopy(range: Range, own: Proven): StorageError {
+    payloadPool.give(own.payload);
+    const [first] = own.bad;
+    return new StorageError('IO', `block at ${range.offset + first! * BLOCK_BYTES} has no proven copy`);
   }
 
   /**

@@ -48,6 +48,11 @@ export class RottenStore {
     this.#bad.set(nameOf(image, object, offset), damage);
   }
 
+  /** Whatever it was, it is over. */
+  wellAgain(): void {
+    this.#bad.clear();
+  }
+
   /** Blocks that are still bad. */
   get badBlocks(): number {
     return this.#bad.size;
