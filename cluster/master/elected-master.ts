@@ -73,11 +73,21 @@ export class ElectedMaster implements ControlService {
   handle<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
     if (!this.leads) return Promise.reject(this.#notLeader());
     const term = this.#term;
-    return this.#master!.handle(method, request).then((reply) => {
+    const confirm = (): void => {
       if (this.#term !== term || !this.leads)
         throw new StorageError('UNAVAILABLE', 'this master lost the lead while it answered: ask again');
-      return reply;
-    });
+    };
+    // A refusal counts as much as an answer: there are some that a daemon ends itself for.
+    return this.#master!.handle(method, request).then(
+      (reply) => {
+        confirm();
+        return reply;
+      },
+      (error: unknown) => {
+        confirm();
+        throw error;
+      },
+    );
   }
 
   subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription {
@@ -110,7 +120,7 @@ export class ElectedMaster implements ControlService {
       log.info('this master serves', { clusterId: master.map.clusterId, epoch: master.map.epoch });
     } catch (error) {
       if (this.#term !== term) return;
-      if (error instanceof StorageError && error.code === 'UNAVAILABLE')
+      if (error instanceof StorageError && (error.code === 'UNAVAILABLE' || error.code === 'NO_SPACE'))
         this.#election!.resign(`it could not read the shared store: ${error.message}`);
       else onFatal(error as Error);
     }

@@ -1,8 +1,9 @@
 // Who leads, told step by step on the model of etcd. Under faults of all kinds: cluster/sim/masters.test.ts.
 
 import test, { type ExecutionContext } from 'ava';
-import { StorageError } from '../../proto/errors.ts';
+import { NotLeaderError, StorageError } from '../../proto/errors.ts';
 import type { LeaseStore, StoredPair, StoreOutcome, StoreTransaction } from '../../proto/lease-store.ts';
+import { ElectedMaster } from './elected-master.ts';
 import { Election } from './election.ts';
 import { HandClock, QUIET } from './fixture.ts';
 import { FOLLOW_MS, LEASE_MARGIN_MS, LEASE_MS, RENEW_MS } from './limits.ts';
@@ -148,3 +149,39 @@ test('a claim whose answer comes too late is given back, not lived in', async (t
   await clock.advance(FOLLOW_MS);
   t.deepEqual(a.story, ['leads'], 'the next one counts');
 });
+
+test('a master that loses the lead while it works on a call neither answers nor refuses: it knows nothing any more', async (t) => {
+  const clock = new HandClock();
+  const store = new MemoryLeaseStore(clock);
+  const reach = new Reach(clock, store);
+  const master = new ElectedMaster({
+    clock,
+    log: QUIET,
+    random: { u32: () => 7 },
+    store: reach,
+    prefix: '/p',
+    onFatal: (error) => t.fail(error.message),
+  });
+  master.campaign('a:1');
+  await clock.advance(FOLLOW_MS);
+  t.true(master.leads);
+  const image = { name: 'i', pool: 'none', sizeBytes: 4096, order: 20, stripeUnit: 2 ** 20, stripeCount: 1 };
+  const refused = await t.throwsAsync(clocked(clock, master.handle('createImage', image)), {
+    instanceOf: StorageError,
+  });
+  t.is(refused!.code, 'NOT_FOUND', 'while it leads it refuses what makes no sense');
+
+  // Its process stops, after it has begun, for longer than its lease.
+  const call = master.handle('createImage', image);
+  const asleep = t.throwsAsync(call, { instanceOf: StorageError });
+  clock.skip(LEASE_MS);
+  await clock.settle();
+  t.is((await asleep)!.code, 'UNAVAILABLE');
+  await t.throwsAsync(clocked(clock, master.handle('status', {})), { instanceOf: NotLeaderError });
+});
+
+async function clocked<T>(clock: HandClock, call: Promise<T>): Promise<T> {
+  call.catch(() => {}); // looked at below
+  await clock.settle();
+  return call;
+}

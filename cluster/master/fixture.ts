@@ -43,6 +43,10 @@ export class HandClock implements Clock {
       idle = runs.length === 0 ? idle + 1 : 0;
     }
   }
+  /** Time passes and nothing runs: the process was stopped. */
+  skip(ms: number): void {
+    this.#now += ms;
+  }
   async advance(ms: number): Promise<void> {
     const end = this.#now + ms;
     await this.settle();
