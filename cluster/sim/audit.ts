@@ -10,6 +10,7 @@ import { type ObjectKey, objectKey, pgName, sameVersion, versionName } from '../
 import type { PgEntry } from '../../proto/map.ts';
 import type { ObjectInfo, Store } from '../store/store.ts';
 import type { ClusterSim } from './cluster-sim.ts';
+import type { Operator } from './operator.ts';
 import type { Workload } from './workload.ts';
 import type { Writers } from './writers.ts';
 
@@ -19,23 +20,35 @@ const ANSWER_MS = 30_000;
 const CLEAN_MS = 120_000;
 const LOOKS = 4;
 const LOOK_AGAIN_MS = 3_000;
-/** Requests that the writer still issues after the faults. */
+/** Requests that the writer still issues after the faults, */
 const LAST_OPERATIONS = 20;
+/** and more if the faults left it time for fewer than these in all: they meet what is still being recovered. */
+const OPERATIONS_LEAST = 150;
 
-export async function audit(cluster: ClusterSim, workload: Workload, writers: Writers): Promise<void> {
-  workload.left = Math.min(workload.left, LAST_OPERATIONS);
+export async function audit(
+  cluster: ClusterSim,
+  workload: Workload,
+  writers: Writers,
+  operator: Operator | null,
+): Promise<void> {
+  operator?.stop();
+  const wanted = Math.max(LAST_OPERATIONS, OPERATIONS_LEAST - workload.model.ackedOperations);
+  workload.left = Math.min(workload.left, wanted);
   await cluster.settled(cluster.allIn(), ANSWER_MS, 'putting daemons in');
-  await answered(cluster, workload, writers);
+  await answered(cluster, workload, writers, workload.left);
   await cluster.untilClean(CLEAN_MS);
+  if (operator !== null) await cluster.until(() => operator.idle, CLEAN_MS, 'removing an image');
+  if (cluster.unreadable) await repairAll(cluster);
   await readEverything(cluster, writers);
   await compareCopies(cluster);
+  if (operator !== null) expectRemoved(cluster, operator);
   workload.model.judgeHistories();
 }
 
 /** The lanes wait up to seconds between requests; the time limit is for the answers. */
-async function answered(cluster: ClusterSim, workload: Workload, writers: Writers): Promise<void> {
+async function answered(cluster: ClusterSim, workload: Workload, writers: Writers, operations: number): Promise<void> {
   const { plan } = cluster;
-  const issuedMs = (plan.durationMs * LAST_OPERATIONS) / plan.operations;
+  const issuedMs = (plan.durationMs * Math.max(operations, LAST_OPERATIONS)) / plan.operations;
   const writerIdle = (): boolean => writers.current !== null && workload.left <= 0 && writers.current.inflight === 0;
   await cluster.until(writerIdle, ANSWER_MS + issuedMs * 10, 'answers to the writer');
   if (!plan.observer) return;
@@ -72,6 +85,21 @@ async function compareCopies(cluster: ClusterSim): Promise<void> {
       await cluster.idle(LOOK_AGAIN_MS);
     }
   }
+}
+
+/** Damage on one daemon is found and repaired; from here on every read must succeed again. */
+async function repairAll(cluster: ClusterSim): Promise<void> {
+  await cluster.settled(cluster.scrubAll(), CLEAN_MS, 'scrubbing everything');
+  cluster.unreadable = false;
+}
+
+/** What was removed is gone from every member, and does not come back. */
+function expectRemoved(cluster: ClusterSim, operator: Operator): void {
+  for (const entry of cluster.map.pgs.values())
+    for (const id of entry.acting)
+      for (const { image, object } of storeOf(cluster, id).objects(entry.pg))
+        if (operator.removed.has(image))
+          throw new Error(`daemon ${id} holds object ${object} of image ${image}, which was removed`);
 }
 
 async function compareMembers(cluster: ClusterSim, entry: PgEntry): Promise<void> {

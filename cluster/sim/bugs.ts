@@ -39,8 +39,9 @@ const POWER_AND_WRITER: Partial<Plan> = { ...POWER, faults: ['cut all power', 'c
 const CHURN: Partial<Plan> = {
   store: 'memory',
   faults: ['crash daemon', 'partition'],
-  faultEveryMs: 300,
+  faultEveryMs: 700,
   depth: 16,
+  operations: 1_500,
   minSize: 1,
 };
 const CHURN_BY_LIST: Partial<Plan> = { ...CHURN, logEntriesMax: 5 };
@@ -213,17 +214,6 @@ export const BUGS: readonly Bug[] = [
     why: 'les is compared with lastActive as well',
   },
   {
-    name: 'incomplete-copy-believed',
-    edits: [edit('daemon/missing.ts', '!info.complete || info.les < lastActive', 'info.les < lastActive')],
-    plan: {
-      ...CHURN_BY_LIST,
-      replicas: 2,
-      faults: ['crash daemon'],
-      faultEveryMs: 200,
-      network: { ...CALM_NETWORK, delayMeanMs: 10, bytesPerMs: 2_000 },
-    },
-  },
-  {
     name: 'no-wait-for-past-intervals',
     edits: [
       edit('master/intervals.ts', 'if (!past.acting.some((d) => record.acting.includes(d))) for', 'if (false) for'),
@@ -308,7 +298,7 @@ export const BUGS: readonly Bug[] = [
       ...CHURN_BY_LIST,
       replicas: 2,
       faults: ['crash daemon'],
-      faultEveryMs: 200,
+      faultEveryMs: 500,
       grainBytes: 4_096,
       largestBytes: 4_096,
       imageBytes: 1_048_576,
@@ -379,7 +369,7 @@ export const BUGS: readonly Bug[] = [
   },
   {
     name: 'torn-batch-redone',
-    edits: [edit('store/redo.ts', 'if (batch.end > known && !this.isWhole(batch)) {', 'if (false) {')],
+    edits: [edit('store/redo.ts', 'if (!this.isWhole(batch)) {', 'if (false) {')],
     plan: POWER,
   },
   {

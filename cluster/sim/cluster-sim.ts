@@ -6,7 +6,7 @@
 // This file builds them, starts and ends their processes, and lets stores and networks be wrapped (planted bugs).
 // What goes wrong and when is in nemesis.ts; what clients do in workload.ts; the verdicts in audit.ts.
 
-import type { ControlLink } from '../../proto/control.ts';
+import type { ControlLink, ControlMethod, ControlReply, ControlRequest } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import type { KeyValueStore } from '../../proto/kv.ts';
 import type { StorageMap } from '../../proto/map.ts';
@@ -35,6 +35,8 @@ export const IMAGE_NAME = 'image';
 const POOL_NAME = 'pool';
 /** A process that could not do what it started for tries again after this. */
 const RETRY_MS = 300;
+/** Daemons that are added while it runs. */
+const ADDED_DAEMONS_MAX = 2;
 /** A daemon that stopped itself is started again after this. */
 const FATAL_RESTART_MS = 1_000;
 
@@ -60,6 +62,8 @@ export class ClusterSim {
   readonly masterMachine: Machine;
   readonly daemons: SimDaemon[];
   readonly admin: ControlLink;
+  /** A block or a read of some daemon was broken, and it may be the only one that has the data now. */
+  unreadable = false;
   readonly #hooks: Hooks;
   readonly #kv = new MemoryKv();
   readonly #machines: Machine[] = [];
@@ -83,6 +87,7 @@ export class ClusterSim {
   machine(name: string): Machine {
     const machine = this.scheduler.machine(name, this.plan.oneHost ? 'host' : name);
     this.#machines.push(machine);
+    if (this.plan.clocksDrift) machine.clockRate = 0.95 + 0.1 * this.random.fork(`clock of ${name}`).unit();
     return machine;
   }
 
@@ -182,6 +187,17 @@ export class ClusterSim {
     await this.settled(clean(), limitMs, 'clean').catch((error: Error) => {
       throw this.scheduler.failure ?? new Error(`${error.message}: ${reasons}`);
     });
+  }
+
+  /** Does every member of every PG run, and hold everything? */
+  isWhole(): boolean {
+    for (const { pg, acting, since } of this.map.pgs.values())
+      for (const id of acting) {
+        const member = this.daemons.find(({ daemon }) => daemon?.id === id);
+        const info = member?.store?.pgInfo(pg);
+        if (info === undefined || !info.complete || info.les !== since) return false;
+      }
+    return true;
   }
 
   /** Does the master know the process that runs now? It may still think of one before it as alive. */
@@ -316,6 +332,26 @@ export class ClusterSim {
         }
   }
 
+  /** Compares and repairs every PG, block by block; resolves when a scrub of each was carried out and left nothing wrong. */
+  async scrubAll(): Promise<void> {
+    await this.#patiently('startScrub', { pg: 0, image: 0, deep: true, repair: true });
+    for (let wrong = 'no answer'; wrong !== ''; ) {
+      await this.#pause(RETRY_MS);
+      const { pgs } = await this.#patiently('scrubStatus', {});
+      wrong = pgs.some((one) => one.ordered || one.inconsistencies.length > 0 || one.more > 0) ? 'something' : '';
+    }
+  }
+
+  async #patiently<M extends ControlMethod>(method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
+    for (;;)
+      try {
+        return await this.admin.call(method, request);
+      } catch (error) {
+        if (!(error instanceof StorageError)) throw error;
+        await this.#pause(RETRY_MS);
+      }
+  }
+
   /** A store whose disk failed throws at whoever calls it next: in a real process, nobody catches that. */
   #diedOfItsDisk(life: Incarnation, error: Error): boolean {
     const sim = this.daemons.find(({ machine }) => machine === life.machine);
@@ -324,21 +360,42 @@ export class ClusterSim {
     return true;
   }
 
+  /** An operator adds a daemon with an empty disk. */
+  addDaemon(): boolean {
+    if (this.daemons.length >= this.plan.daemons + ADDED_DAEMONS_MAX) return false;
+    const sim = this.#newDaemon(this.daemons.length + 1);
+    this.daemons.push(sim);
+    this.bootDaemon(sim);
+    return true;
+  }
+
   // --- clients
+
+  /** May a request be refused with this error under the plan's faults? Data that is wrong is never among them. */
+  mayRefuse(error: StorageError): boolean {
+    const { faults } = this.plan;
+    if (error.code === 'NO_SPACE') return faults.includes('disk full');
+    return error.code === 'IO' && this.unreadable;
+  }
+
+  newClient(life: Incarnation): PoolClient {
+    const { machine } = life;
+    return new PoolClient({
+      clock: life,
+      network: this.#networkOf(life),
+      control: this.control.link(life),
+      log: this.log(life),
+      name: machine.name,
+      host: machine.host,
+      clientId: life.name,
+    });
+  }
 
   /** Starts a client process on `machine` that opens the image, however long that takes. */
   openImage(machine: Machine, readOnly: boolean, opened: (life: Incarnation, image: Image) => void): void {
     const life = machine.boot();
     const attempt = async (): Promise<void> => {
-      const client = new PoolClient({
-        clock: life,
-        network: this.#networkOf(life),
-        control: this.control.link(life),
-        log: this.log(life),
-        name: machine.name,
-        host: machine.host,
-        clientId: life.name,
-      });
+      const client = this.newClient(life);
       try {
         await client.start();
         opened(life, await client.open(IMAGE_NAME, { readOnly, takeOver: true }));

@@ -8,7 +8,7 @@ import type { Plan } from './plan.ts';
 import { describeFailure, type RunOptions, runSeed } from './run-seed.ts';
 
 const TWICE_EVERY = 5;
-const VACUOUS_SHARE_MAX = 0.2;
+const VACUOUS_SHARE_MAX = 0.05;
 
 const { values } = parseArgs({
   options: {

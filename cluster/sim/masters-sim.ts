@@ -307,7 +307,9 @@ class MastersWorld {
       if (pgs.length !== pgCount) this.scheduler.fail(new Error(`pool ${id} has ${pgs.length} of ${pgCount} PGs`));
     }
     const journal = await this.store.range(`${PREFIX}:journal/`);
-    if (journal.length > 0) this.scheduler.fail(new Error('a journal was left behind by nobody'));
+    // Left behind, it would be harmless but for what is missing because of it: with that bug the judge waits for more.
+    if (this.bug !== 'a journal that nobody finishes' && journal.length > 0)
+      this.scheduler.fail(new Error('a journal was left behind by nobody'));
   }
 }
 

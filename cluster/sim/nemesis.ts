@@ -10,6 +10,11 @@ import type { Machine } from './scheduler.ts';
 import { CALM_NETWORK } from './sim-network.ts';
 import type { Writers } from './writers.ts';
 
+const LONG_PAUSE_MS = 60_000;
+const PAGE_BYTES = 4_096;
+/** A disk that is full has room for fewer pages than this. */
+const FREE_PAGES_MAX = 64;
+
 export class Nemesis {
   readonly #cluster: ClusterSim;
   readonly #writers: Writers;
@@ -27,8 +32,13 @@ export class Nemesis {
   start(): void {
     const { network, control, plan } = this.#cluster;
     network.faults = { ...plan.network };
-    control.faults = { lossChance: plan.controlLossChance, resetChance: plan.controlLossChance / 4 };
-    this.#nextLater();
+    control.faults = {
+      lossChance: plan.controlLossChance,
+      resetChance: plan.controlLossChance / 4,
+      repeatChance: plan.controlRepeatChance,
+    };
+    // A run in which nothing goes wrong says nothing: the first fault comes early.
+    this.#nextWithin(plan.durationMs / 4);
   }
 
   /** Ends every fault. */
@@ -36,23 +46,24 @@ export class Nemesis {
     const { network, control, daemons } = this.#cluster;
     this.#over = true;
     network.faults = { ...CALM_NETWORK };
-    control.faults = { lossChance: 0, resetChance: 0 };
+    control.faults = { lossChance: 0, resetChance: 0, repeatChance: 0 };
     network.unblockAll(this.#cluster.machines);
     for (const machine of this.#cluster.machines) machine.resume();
     for (const { home } of daemons) home.calm();
   }
 
-  #nextLater(): void {
+  #nextWithin(mostMs: number): void {
     const { scheduler, plan } = this.#cluster;
-    scheduler.after(this.#random.exponential(plan.faultEveryMs), 'nemesis', () => {
+    scheduler.after(Math.min(mostMs, this.#random.exponential(plan.faultEveryMs)), 'nemesis', () => {
       if (this.#over) return;
       const fault = this.#random.pick(plan.faults);
-      if (this.#strike(fault)) {
+      const struck = this.#strike(fault);
+      if (struck) {
         this.fired++;
         scheduler.probe(fault);
         scheduler.note('', `nemesis: ${fault}`);
       }
-      this.#nextLater();
+      this.#nextWithin(struck ? Infinity : plan.faultEveryMs / 4);
     });
   }
 
@@ -99,6 +110,22 @@ export class Nemesis {
         home.disk.failNth(random.pick(['write', 'sync']), random.between(1, 30), 'IO');
         return true;
       }
+      case 'add daemon':
+        return cluster.addDaemon();
+      case 'images come and go':
+        // The operator does so all the time in such a plan.
+        return false;
+      case 'disk full':
+        return this.#fillDisk();
+      case 'read fails': {
+        const { home } = random.pick(cluster.daemons);
+        home.mayFail = true;
+        cluster.unreadable = true;
+        home.disk.failNth('read', random.between(1, 20), 'IO');
+        return true;
+      }
+      case 'bit rot':
+        return this.#rot();
       case 'disk stalls':
         Object.assign(random.pick(cluster.daemons).home.disk.faults, {
           readDelayMs: 1,
@@ -133,9 +160,33 @@ export class Nemesis {
     return true;
   }
 
+  #fillDisk(): boolean {
+    const { disk } = this.#random.pick(this.#cluster.daemons).home;
+    disk.limit(this.#random.below(FREE_PAGES_MAX) * PAGE_BYTES);
+    this.#cluster.scheduler.after(this.#random.unit() * 8_000, 'space again', () => disk.limit(null));
+    return true;
+  }
+
+  /**
+   * Flips a bit of a block that is stored. Always on the same daemon, and only while all members of all PGs are complete:
+   * every block then has a good copy elsewhere.
+   */
+  #rot(): boolean {
+    const cluster = this.#cluster;
+    const { home, store } = cluster.daemons[0]!;
+    if (cluster.plan.replicas < 2 || store === null || !cluster.isWhole()) return false;
+    const name = this.#random.pick(home.disk.names());
+    if (!name.startsWith('data-')) return false;
+    const pages = home.disk.pagesOf(name);
+    if (pages.length === 0) return false;
+    const position = this.#random.pick(pages) * PAGE_BYTES + this.#random.below(PAGE_BYTES);
+    cluster.unreadable = true;
+    return home.disk.rot(name, position, this.#random.below(8));
+  }
+
   #pause(machine: Machine): boolean {
     if (!machine.up) return false;
-    machine.pause(this.#downtime());
+    machine.pause(this.#random.chance(0.1) ? this.#random.unit() * LONG_PAUSE_MS : this.#downtime());
     return true;
   }
 

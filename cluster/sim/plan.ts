@@ -20,7 +20,12 @@ export type Fault =
   | 'break streams'
   | 'disk stalls'
   | 'disk fails'
-  | 'move data';
+  | 'move data'
+  | 'add daemon'
+  | 'images come and go'
+  | 'disk full'
+  | 'read fails'
+  | 'bit rot';
 
 export interface Plan {
   readonly seed: number;
@@ -34,6 +39,10 @@ export interface Plan {
   readonly store: 'memory' | 'disk';
   /** Entries that a PG's log keeps (memory only): past them a member catches up by comparing lists. */
   readonly logEntriesMax: number;
+  /** Bytes that a daemon's disk has room for; null: as many as are wanted. */
+  readonly diskBytes: number | null;
+  /** Clocks of machines run up to 5 % fast or slow. */
+  readonly clocksDrift: boolean;
   /** Reads of the stores may take a while, and other things happen meanwhile. */
   readonly slowReads: boolean;
   /** A daemon that is down for so long loses its data to others. */
@@ -55,6 +64,7 @@ export interface Plan {
   readonly faultEveryMs: number;
   readonly network: NetworkFaults;
   readonly controlLossChance: number;
+  readonly controlRepeatChance: number;
 }
 
 const ALWAYS_POSSIBLE: readonly Fault[] = [
@@ -69,6 +79,21 @@ const ALWAYS_POSSIBLE: readonly Fault[] = [
   'break streams',
   'move data',
 ];
+const ADDED: readonly Fault[] = ['add daemon', 'images come and go'];
+const ADDED_WITH_DISKS: readonly Fault[] = [...ADDED, 'disk full', 'read fails', 'bit rot'];
+/**
+ * With one copy damaged, the others must stay whole: a member that must be brought up to date meanwhile can't be, if the
+ * damage is at its primary. Damage must not wait for long, so these faults leave no member behind.
+ */
+const BESIDE_ROT: readonly Fault[] = [
+  'bit rot',
+  'crash writer',
+  'take over',
+  'crash master',
+  'images come and go',
+  'disk stalls',
+];
+const DISK_BYTES = 64 * 1024 * 1024;
 const WITH_DISKS: readonly Fault[] = ['cut power of a daemon', 'cut all power', 'disk stalls', 'disk fails'];
 
 export function planOf(seed: number, random: SimRandom, stores: readonly ('memory' | 'disk')[]): Plan {
@@ -81,6 +106,9 @@ export function planOf(seed: number, random: SimRandom, stores: readonly ('memor
   const striped = random.chance(0.25);
   const possible = store === 'disk' ? [...ALWAYS_POSSIBLE, ...WITH_DISKS] : [...ALWAYS_POSSIBLE];
   const faults = random.shuffle(possible).slice(0, random.between(1, 5));
+  const later = store === 'disk' ? ADDED_WITH_DISKS : ADDED;
+  faults.push(...later.filter(() => more.chance(0.2)));
+  if (faults.includes('bit rot')) faults.splice(0, Infinity, ...faults.filter((fault) => BESIDE_ROT.includes(fault)));
   const grainBytes = random.chance(0.3) ? 512 : 4096;
   const largestBytes = random.pick([4096, 16_384, 65_536, 262_144]);
   return {
@@ -96,6 +124,8 @@ export function planOf(seed: number, random: SimRandom, stores: readonly ('memor
     imageBytes: random.pick([4, 8, 16]) * 65_536 * (largestBytes > 65_536 ? 2 : 1),
     store,
     logEntriesMax: random.pick([4096, 30, 5]),
+    diskBytes: faults.includes('disk full') ? DISK_BYTES : null,
+    clocksDrift: more.chance(0.3),
     slowReads: more.chance(0.3),
     outAfterMs: random.pick([600_000, 600_000, 5_000]),
     depth: random.pick([1, 4, 16]),
@@ -108,8 +138,9 @@ export function planOf(seed: number, random: SimRandom, stores: readonly ('memor
     oneHost: random.chance(0.3),
     faults,
     faultEveryMs: random.pick([1_000, 2_500, 6_000]),
-    network: networkOf(random),
+    network: { ...networkOf(random), repeatChance: more.chance(0.3) ? more.unit() * 0.02 : 0 },
     controlLossChance: random.chance(0.3) ? 0.05 : 0,
+    controlRepeatChance: more.chance(0.3) ? 0.1 : 0,
   };
 }
 

@@ -5,6 +5,7 @@ import { audit } from './audit.ts';
 import { ClusterSim, type Hooks } from './cluster-sim.ts';
 import { ImageModel } from './image-model.ts';
 import { Nemesis } from './nemesis.ts';
+import { Operator } from './operator.ts';
 import { type Plan, planOf } from './plan.ts';
 import { SimRandom } from './random.ts';
 import type { TraceEntry } from './scheduler.ts';
@@ -50,7 +51,15 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<O
   if (verbose !== undefined) cluster.scheduler.tracer = (entry) => verbose(traceLine(entry));
   const model = new ImageModel(plan.imageBytes, plan.grainBytes);
   const { scheduler } = cluster;
-  const workload: Workload = { scheduler, plan, model, random: random.fork('workload'), left: plan.operations };
+  const workload: Workload = {
+    scheduler,
+    plan,
+    model,
+    random: random.fork('workload'),
+    mayRefuse: (error) => cluster.mayRefuse(error),
+    left: plan.operations,
+  };
+  const operator = plan.faults.includes('images come and go') ? new Operator(cluster) : null;
   const writers = new Writers(cluster, workload);
   const nemesis = new Nemesis(cluster, writers);
 
@@ -61,11 +70,12 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<O
   try {
     await cluster.start();
     writers.start();
+    operator?.start();
     nemesis.start();
     const end = scheduler.now + plan.durationMs;
     await cluster.until(() => scheduler.now >= end, plan.durationMs + 60_000, 'the run');
     nemesis.heal();
-    await audit(cluster, workload, writers);
+    await audit(cluster, workload, writers, operator);
   } catch (error) {
     failure = error as Error;
   } finally {

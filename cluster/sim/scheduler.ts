@@ -200,6 +200,8 @@ export class Machine {
   /** Machines of the same host share unix sockets. */
   readonly host: string;
   readonly nameHash: number;
+  /** How fast its clock runs: 1.05 gains 5 %. */
+  clockRate = 1;
   /** The process that runs now, or the last one that did. */
   incarnation: Incarnation | null = null;
   /** Events that came while the machine was paused, in order; null: it is not. */
@@ -285,13 +287,19 @@ export class Incarnation implements Clock {
   }
 
   now(): number {
-    return this.machine.scheduler.now;
+    return this.machine.scheduler.now * this.machine.clockRate;
   }
 
   after(ms: number, fire: () => void): Timer {
     const { scheduler } = this.machine;
     assert(ms >= 0 && Number.isFinite(ms), `timer of ${ms} ms`);
-    const event = scheduler.schedule(scheduler.now + ms + scheduler.timerJitter(), this, 'timer', 0, fire);
+    const event = scheduler.schedule(
+      scheduler.now + ms / this.machine.clockRate + scheduler.timerJitter(),
+      this,
+      'timer',
+      0,
+      fire,
+    );
     return {
       cancel: (): void => {
         event.cancelled = true;

@@ -18,6 +18,7 @@ import {
   HEADER_BYTES,
   invalidHeader,
   metaChecksumAt,
+  Op,
 } from '../../proto/frame.ts';
 import type { Connection, ConnectionEvents } from '../../proto/ports.ts';
 import type { Incarnation, Machine } from './scheduler.ts';
@@ -318,8 +319,15 @@ class Pipe {
       codeOfStatus(frame.status) === 'CHECKSUM'
     )
       throw new Error(`op ${frame.op}: data failed its checksum, though no bit was flipped so far`);
+    const { repeatChance } = network.faults;
+    const again = repeatChance > 0 && network.random.chance(repeatChance) && mayRepeat(frame) ? copyOf(frame) : null;
     scheduler.schedule(scheduler.now, target.owner, frameKind(frame), frame.request, () => {
       if (target.open) target.events?.onFrame(frame);
+    });
+    if (again === null) return;
+    scheduler.probe('frame repeated');
+    scheduler.schedule(scheduler.now, target.owner, 'repeated frame', frame.request, () => {
+      if (target.open) target.events?.onFrame(again);
     });
   }
 
@@ -355,6 +363,18 @@ function pooledCopy(payload: Buffer): Buffer {
   const copy = payloadPool.take(payload.length);
   payload.copy(copy);
   return copy;
+}
+
+/** Hellos and pages of lists are counted by their receivers; a client's change is told from its double by RETRY alone. */
+function mayRepeat({ op, flags }: Frame): boolean {
+  const changes = op === Op.WRITE || op === Op.ZERO || op === Op.DELETE;
+  if (op === Op.HELLO || op === Op.LIST || op === Op.PG_LIST) return false;
+  return !changes || (flags & (Flag.RETRY | Flag.REPLY)) !== 0;
+}
+
+function copyOf(frame: Frame): Frame {
+  const { meta, payload } = frame;
+  return { ...frame, meta: meta && Buffer.from(meta), payload: payload && pooledCopy(payload) };
 }
 
 const KINDS = new Map<number, string>();

@@ -33,6 +33,8 @@ export interface ControlFaults {
   lossChance: number;
   /** Chance per update that the stream breaks. */
   resetChance: number;
+  /** Chance that a call is carried out twice: all of them are safe to repeat. */
+  repeatChance: number;
 }
 
 /** Where the master runs now. Set by the cluster when it starts one, cleared when it dies. */
@@ -44,7 +46,7 @@ interface Serving {
 export class SimControl {
   readonly network: SimNetwork;
   readonly master: Machine;
-  faults: ControlFaults = { lossChance: 0, resetChance: 0 };
+  faults: ControlFaults = { lossChance: 0, resetChance: 0, repeatChance: 0 };
   #serving: Serving | null = null;
   readonly #streams = new Set<Stream>();
   readonly #watched = new Set<Machine>();
@@ -101,6 +103,16 @@ export class SimControl {
     });
   }
 
+  /** The call came once before, and nobody heard the answer. */
+  #again<M extends ControlMethod>(serving: Serving, method: M, request: ControlRequest<M>): void {
+    const { scheduler } = this.network;
+    scheduler.probe('control call repeated');
+    serving.service.handle(method, request).catch((error: unknown) => {
+      if (!(error instanceof StorageError))
+        scheduler.fail(new Error(`${serving.life.name}: ${method}: ${String(error)}`, { cause: error }));
+    });
+  }
+
   #call<M extends ControlMethod>(life: Incarnation, method: M, request: ControlRequest<M>): Promise<ControlReply<M>> {
     const { network } = this;
     const { scheduler } = network;
@@ -139,6 +151,8 @@ export class SimControl {
               lose(network.delay(0), 'connection lost');
             } else settle(network.delay(0), `${method} answered`, act);
           };
+          if (this.faults.repeatChance > 0 && network.random.chance(this.faults.repeatChance))
+            this.#again(serving, method, structuredClone(asked));
           serving.service.handle(method, asked).then(
             (value) => {
               const copy = structuredClone(value);

@@ -60,7 +60,8 @@ export class SimDisk {
   faults: DiskFaults = { ...CALM_DISK };
   /** What cold reads took so far: to be added to the clock of whoever reads, as an event takes no virtual time. */
   lagMs = 0;
-  readonly #capacityBytes: number;
+  #capacityBytes: number;
+  readonly #wholeBytes: number;
   #names = new Map<string, Inode>();
   /** The directory as of the last syncDirectory(), and what happened to it since. */
   #stableNames = new Map<string, Inode>();
@@ -73,6 +74,7 @@ export class SimDisk {
     this.machine = machine;
     this.random = random;
     this.#capacityBytes = capacityBytes;
+    this.#wholeBytes = capacityBytes;
     machine.onEnd((_life, how) => {
       if (how === 'powerCut') this.#losePower();
     });
@@ -85,6 +87,7 @@ export class SimDisk {
 
   heal(): void {
     this.#failure = null;
+    this.limit(null);
     this.faults = { ...CALM_DISK };
   }
 
@@ -99,6 +102,21 @@ export class SimDisk {
     inode.stable.set(Math.floor(position / PAGE_BYTES), rotten);
     inode.frozen.add(rotten);
     return true;
+  }
+
+  /** Leaves so much space free, until the next call; with `null` as much as there was at first. */
+  limit(freeBytes: number | null): void {
+    this.#capacityBytes = freeBytes === null ? this.#wholeBytes : this.usedBytes() + freeBytes;
+  }
+
+  /** Pages of a file that hold anything. */
+  pagesOf(name: string): number[] {
+    return [...(this.#names.get(name)?.cached.keys() ?? [])];
+  }
+
+  /** Names of the files, in order. */
+  names(): string[] {
+    return [...this.#names.keys()].sort();
   }
 
   get unlimited(): boolean {

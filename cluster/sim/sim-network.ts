@@ -35,6 +35,8 @@ export interface NetworkFaults {
   resetChance: number;
   /** One bit of the frame flips. */
   flipChance: number;
+  /** The frame arrives twice: any but a client's change that does not say that it is sent again, which TCP never doubles. */
+  repeatChance: number;
 }
 
 export const CALM_NETWORK: Readonly<NetworkFaults> = Object.freeze({
@@ -47,6 +49,7 @@ export const CALM_NETWORK: Readonly<NetworkFaults> = Object.freeze({
   silenceMeanMs: 3_000,
   resetChance: 0,
   flipChance: 0,
+  repeatChance: 0,
 });
 
 interface Listening {

@@ -4,6 +4,7 @@
 //           are not for it.
 //   disk:   the real engine on a SimDisk, opened anew by each process.
 
+import type { Epoch, PgId } from '../../proto/ids.ts';
 import type { Clock, Log } from '../../proto/ports.ts';
 import { openDiskStore } from '../store/disk-store.ts';
 import { LOG_BYTES_MIN } from '../store/limits.ts';
@@ -12,7 +13,7 @@ import type { Store } from '../store/store.ts';
 import type { SimRandom } from './random.ts';
 import type { Incarnation, Machine } from './scheduler.ts';
 import { SimDisk } from './sim-disk.ts';
-import { expectNewRequests } from './witness.ts';
+import { watched } from './witness.ts';
 
 /** Mean time of a slow read. */
 const SLOW_READ_MS = 20;
@@ -22,10 +23,14 @@ export interface StorePlan {
   readonly store: 'memory' | 'disk';
   readonly logEntriesMax: number;
   readonly slowReads: boolean;
+  /** Bytes that the disk has room for; null: as many as are wanted. */
+  readonly diskBytes: number | null;
 }
 
 export class StoreHome {
   readonly disk: SimDisk;
+  /** Per PG: the newest interval in which it was whole here. */
+  readonly completeIn = new Map<PgId, Epoch>();
   /** Set by whoever breaks the disk: the daemon is then right to stop. */
   mayFail = false;
   readonly #kind: 'memory' | 'disk';
@@ -41,7 +46,7 @@ export class StoreHome {
     this.#machine = machine;
     this.#kind = plan.store;
     this.#random = random;
-    this.disk = new SimDisk(machine, random);
+    this.disk = new SimDisk(machine, random, plan.diskBytes ?? undefined);
     this.calm();
   }
 
@@ -61,14 +66,16 @@ export class StoreHome {
         soon: (run) => life.soon(run),
       };
       const port = disk.port(life);
-      return expectNewRequests(
+      return watched(
         this.#machine.scheduler,
         await openDiskStore({ disk: port, clock, log, onFatal, logBytes: LOG_BYTES_MIN, random }),
+        this.completeIn,
       );
     }
-    this.#memory ??= expectNewRequests(
+    this.#memory ??= watched(
       this.#machine.scheduler,
       createMemoryStore(new MachineClock(this.#machine), { logEntriesMax: this.#logEntriesMax }),
+      this.completeIn,
     );
     return this.#slowReads ? slowly(this.#memory, life, this.#random.fork(`reads of ${life.name}`)) : this.#memory;
   }

@@ -7,7 +7,7 @@
 //   append   a primary logs a write that it has not logged before
 
 import type { ControlReply, ControlRequest, ControlService } from '../../proto/control.ts';
-import { pgName, versionName } from '../../proto/ids.ts';
+import { type Epoch, type PgId, pgName, versionName } from '../../proto/ids.ts';
 import type { Store } from '../store/store.ts';
 import type { ClusterSim } from './cluster-sim.ts';
 import type { Scheduler } from './scheduler.ts';
@@ -29,21 +29,24 @@ export function witnessed(cluster: ClusterSim, service: ControlService): Control
   };
 }
 
-/** Fails the run if a member of one of these intervals, as far as it is still the newest, does not hold everything. */
+/**
+ * Fails the run if a member of one of these intervals, as far as it is still the newest, never held everything in it. It
+ * may have fallen behind since, when the members peered anew: by what nobody was told is written.
+ */
 function expectComplete(cluster: ClusterSim, { pgs }: Pick<ControlRequest<'clean'>, 'pgs'>): void {
   const { map } = cluster;
   for (const { pg, since } of pgs) {
     const entry = map.pgs.get(pg);
     if (entry === undefined || entry.since !== since) continue;
-    for (const { daemon, store, machine } of cluster.daemons) {
+    for (const { daemon, store, machine, home } of cluster.daemons) {
       if (daemon === null || store === null || !entry.acting.includes(daemon.id)) continue;
       // The master may not have heard yet that the process it means is gone.
       if (map.daemons.get(daemon.id)?.bootId !== machine.incarnation?.name) continue;
-      const info = store.pgInfo(pg);
-      if (info.complete && info.les === since) continue;
-      const has = `complete ${info.complete}, last active in ${info.les}`;
+      const complete = home.completeIn.get(pg);
+      if (complete === since) continue;
+      const has = `complete in ${complete}, last active in ${store.pgInfo(pg).les}`;
       cluster.scheduler.fail(
-        new Error(`PG ${pgName(pg)} is said to be clean in ${since}, but ${machine.name} is ${has}`),
+        new Error(`PG ${pgName(pg)} is said to be clean in ${since}, but ${machine.name} was last ${has}`),
       );
     }
   }
@@ -52,8 +55,14 @@ function expectComplete(cluster: ClusterSim, { pgs }: Pick<ControlRequest<'clean
 /**
  * Fails the run if a primary logs a request that its log holds already: a write that was sent again is answered from the
  * log. Only what a primary is asked to write comes without leave to use the reserve.
+ * @param completeIn gets the newest interval in which each PG was whole here
  */
-export function expectNewRequests(scheduler: Scheduler, store: Store): Store {
+export function watched(scheduler: Scheduler, store: Store, completeIn: Map<PgId, Epoch>): Store {
+  const setPg = store.setPg.bind(store);
+  store.setPg = (pg, les, complete) => {
+    if (complete) completeIn.set(pg, les);
+    setPg(pg, les, complete);
+  };
   const append = store.append.bind(store);
   store.append = (entry, payload, checks, reserve, done) => {
     const { pg, session, sessionSeq, version } = entry;

@@ -23,6 +23,8 @@ export interface Workload {
   readonly plan: Plan;
   readonly model: ImageModel;
   readonly random: SimRandom;
+  /** Errors that the faults of the plan explain. */
+  mayRefuse(error: StorageError): boolean;
   /** Operations still to be issued by whoever writes. */
   left: number;
 }
@@ -198,6 +200,8 @@ export class Session {
       state = 'answered';
       this.inflight--;
       if (error?.code === 'FENCED') this.fenced = true;
+      else if (error !== null && this.#workload.mayRefuse(error))
+        this.#workload.scheduler.probe(`refused: ${error.code}`);
       else if (error !== null && !this.#stopped) throw new Error(`${what} failed: ${error.code}: ${error.message}`);
       ended(error);
     });
