@@ -6,6 +6,8 @@ import { type MastersBug, runMasters } from './masters-sim.ts';
 const SEEDS = Number(process.env.ASHLAR_SEEDS ?? 40);
 const FIRST = Number(process.env.ASHLAR_SEED ?? 1);
 const TWICE_EVERY = 10;
+/** A planted bug must be found within so many. */
+const PLANTED_SEEDS = 200;
 
 test(`${SEEDS} seeds from ${FIRST}: of masters that crash, stop and lose etcd one leads, and all that was acked is there`, async (t) => {
   t.timeout(5 * 60_000);
@@ -48,12 +50,12 @@ const BUGS: [MastersBug, RegExp][] = [
 for (const [bug, verdict] of BUGS)
   test(`planted: ${bug} is found`, async (t) => {
     t.timeout(5 * 60_000);
-    for (let seed = 1; seed <= 100; seed++) {
+    for (let seed = 1; seed <= PLANTED_SEEDS; seed++) {
       const { failure } = await runMasters(seed, bug);
       if (failure === null) continue;
       t.regex(failure.message, verdict);
       t.log(`found in seed ${seed}: ${failure.message}`);
       return;
     }
-    t.fail('not found in 100 seeds');
+    t.fail(`not found in ${PLANTED_SEEDS} seeds`);
   });

@@ -25,7 +25,7 @@ import {
   type StoreOutcome,
   type StoreTransaction,
 } from '../../proto/lease-store.ts';
-import { MESSAGE_BYTES_MAX, PING_EVERY_MS, PING_TIMEOUT_MS, wasNeverSent } from './grpc-proto.ts';
+import { MESSAGE_BYTES_MAX, PING_TIMEOUT_MS, wasNeverSent } from './grpc-proto.ts';
 import { UsageError } from './options.ts';
 
 /** 64-bit numbers are names to us: leases, revisions. As text they stay whole. */
@@ -45,6 +45,8 @@ const LEASE = services['etcdserverpb.Lease'] as Record<'LeaseGrant' | 'LeaseRevo
 const LEASE_CALL_MS = 800;
 const READ_MS = 2_000;
 const TRANSACT_MS = 3_000;
+/** etcd ends connections that are pinged more often than every 5 s (--grpc-keepalive-min-time). */
+const PING_EVERY_MS = 6_000;
 const RECONNECT_MS = 100;
 const RECONNECT_MOST_MS = 500;
 /** Pairs per answer of a range: a few hundred KiB. */
