@@ -7,12 +7,12 @@
 //   then        the process is killed, or the power goes; the M-th operation of the start fails in its turn; after another
 //               kill or power cut the store must start and hold all that it owes, and nothing that it should not
 //
-// M goes round with N, so that every pair of the short stories is met. What a start has served is owed from then on.
+// Reads fail on their own, once each. M goes round with N, so that every pair of the short stories is met. What a start has served is owed from then on.
 
 import test, { type ExecutionContext } from 'ava';
 import type { Fault, FaultDisk } from './fault-disk.ts';
 import { randomFrom, type Step } from './model.ts';
-import { differenceOf, openOn, Prefixes, Run, TestClock } from './scenario.ts';
+import { differenceOf, openOn, Prefixes, Run, TestClock, unprovenDifferenceOf } from './scenario.ts';
 import { actOut, type Beginning, beginningOf, STORIES, type Story } from './stories.ts';
 
 const FAULTS: readonly Omit<Fault, 'at'>[] = [
@@ -107,4 +107,42 @@ for (const story of STORIES)
     for (const fault of FAULTS) places.push(await everyPlace(t, story, fault));
     t.true(places.every((count) => count >= 10));
     t.log(`${places.reduce((sum, count) => sum + count)} places`);
+  });
+
+/** One read fails, which changes nothing on the disk: a start refuses, a block is shown as bad; nothing is lost. */
+async function withFailedRead(story: Story, beginning: Beginning, at: number): Promise<string | null> {
+  const clock = new TestClock();
+  const disk = beginning.disk.survivor('kill', clock);
+  disk.arm({ at, of: 'read', what: 'IO' });
+  const run = new Run(disk, clock, undefined, beginning.history, beginning.synced);
+  const { steps, acked, synced, fatal } = await actOut(story, run);
+  if (disk.counted('read') < at) return 'untouched';
+  disk.arm(null);
+  if (run.isOpen && fatal === null) {
+    const wrong = await unprovenDifferenceOf(run.model, run.store, clock);
+    if (wrong !== null) return `the store went on and is wrong: ${wrong}`;
+  }
+  const prefixes = new Prefixes(steps, synced);
+  for (const how of ['kill', 'power'] as const) {
+    const left = cut({ disk, acked, synced }, how, at);
+    const store = await openOn(left.disk, left.clock, () => {});
+    const found = await prefixes.find(store, left.clock, left.acked, unprovenDifferenceOf);
+    if (typeof found === 'string') return `${how}: ${found}`;
+  }
+  return null;
+}
+
+for (const story of STORIES)
+  test(`any read may fail: ${story.title}`, async (t) => {
+    const beginning = await beginningOf(story);
+    let places = 0;
+    for (let at = 1; ; at++) {
+      const wrong = await withFailedRead(story, beginning, at);
+      if (wrong === 'untouched') break;
+      t.is(wrong, null, `read ${at}`);
+      if (wrong !== null) break;
+      places++;
+    }
+    t.true(places > 5);
+    t.log(`${places} places`);
   });

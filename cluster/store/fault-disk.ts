@@ -16,10 +16,11 @@ const ZEROS = Buffer.alloc(PAGE_BYTES);
 /** What the owner of a killed disk gets: it would not be running. */
 export class Killed extends Error {}
 
-export type Operation = 'write' | 'sync' | 'create' | 'rename' | 'syncDirectory' | 'truncate';
+/** Reads are counted apart: they are many, and change nothing. */
+export type Operation = 'write' | 'sync' | 'create' | 'rename' | 'syncDirectory' | 'truncate' | 'read';
 
 export interface Fault {
-  /** Counted from 1 over all operations that `of` names (all, if left out). */
+  /** Counted from 1 over all operations that `of` names (all but reads, if left out). */
   at: number;
   of?: Operation;
   what: 'kill' | 'IO' | 'NO_SPACE';
@@ -181,9 +182,10 @@ export class FaultDisk implements Disk {
   /** Counts an operation; throws if it is the one to fail. */
   operate(operation: Operation): void {
     if (this.dead) throw new Killed();
-    for (const key of [operation, 'all'] as const) this.counts.set(key, (this.counts.get(key) ?? 0) + 1);
+    this.counts.set(operation, this.counted(operation) + 1);
+    if (operation !== 'read') this.counts.set('all', this.counted() + 1);
     const { fault } = this;
-    if (fault === null || (fault.of !== undefined && fault.of !== operation)) return;
+    if (fault === null || (fault.of ?? (operation === 'read' ? 'all' : operation)) !== operation) return;
     const count = this.counted(fault.of);
     if (count < fault.at || (count > fault.at && !fault.forEver)) return;
     if (fault.what === 'kill') {
@@ -265,7 +267,7 @@ class FaultFile implements DiskFile {
   }
 
   private readBytes(target: Uint8Array, position: number): number {
-    if (this.disk.dead) throw new Killed();
+    this.disk.operate('read');
     const bytes = Math.max(0, Math.min(target.length, this.contents.sizeBytes - position));
     for (let done = 0; done < bytes; ) {
       const inPage = (position + done) % PAGE_BYTES;

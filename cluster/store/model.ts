@@ -9,6 +9,7 @@ import { payloadPool } from '../../proto/buffer-pool.ts';
 import { blockChecksum, NO_DATA, payloadChecksums } from '../../proto/checksum.ts';
 import { compareVersions, objectKey, pgId, sameVersion, VERSION_ZERO, type Version } from '../../proto/ids.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
+import { ROTTEN } from './redo.ts';
 import { type Done, EntryOp, type LogEntry, type Store } from './store.ts';
 
 /** Payload of `length` bytes that starts at `offset` of its object. Stamp 0 is all zeros. */
@@ -349,7 +350,7 @@ export class Model {
             resolve(error === null ? { check: checks!.readUInt32LE(0), bytes: payload ?? EMPTY } : null),
           ),
         );
-        if (found === null) continue;
+        if (found === null || found.check === ROTTEN) continue;
         const right = stamped(BLOCK_BYTES, stamp, place);
         const check = stamp === 0 ? NO_DATA : blockChecksum(right, IMAGE, object, block);
         if (found.check !== check) return `object ${object} block ${block}: another checksum`;
