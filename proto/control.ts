@@ -119,6 +119,13 @@ export type ControlReply<M extends ControlMethod> = ControlMethods[M][1];
 export interface PgInterval {
   pg: PgId;
   since: Epoch;
+  /** Which of its process's peerings says so: a word of an earlier one does not count after that of a later one. */
+  attempt?: number;
+  /**
+   * Of activate, in an interval that was said to be clean and had to be peered anew: members that have every acked write
+   * and yet miss something, such as a write that they had no space for. They don't count as complete until it is clean.
+   */
+  behind?: DaemonId[];
 }
 
 export interface Testimony {

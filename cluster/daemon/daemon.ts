@@ -79,6 +79,8 @@ interface Pg {
   interval: Interval | null;
   /** The newest interval that the master allowed this process to take writes in. */
   allowed: Epoch;
+  /** The newest interval that this process has said to be clean. */
+  clean: Epoch;
   /** Requests that wait until the PG serves. */
   waiting: Request[];
 }
@@ -108,6 +110,7 @@ export class Daemon {
   readonly #links = new Map<DaemonId, PeerLink>();
   /** Connections to other daemons opened so far. */
   #connections = 0;
+  #attempts = 0;
   #waitingForMap: { request: Request; from: Inbound }[] = [];
   #waitingBytes = 0;
   #listeners: Listener[] = [];
@@ -297,7 +300,7 @@ export class Daemon {
     let pg = this.#pgs.get(entry.pg);
     if (!member) return pg === undefined ? undefined : this.#leavePg(entry.pg);
     if (pg === undefined) {
-      pg = { entry, interval: null, allowed: 0, waiting: [] };
+      pg = { entry, interval: null, allowed: 0, clean: 0, waiting: [] };
       this.#pgs.set(entry.pg, pg);
     } else if (pg.entry.since === entry.since && pg.entry.waitFor.length === entry.waitFor.length) return;
     else this.#members.leave(pg.entry);
@@ -358,6 +361,21 @@ export class Daemon {
   /** Did the master allow writes in this interval before it had to be peered anew? Then it need not be asked again. */
   isAllowed(interval: Interval): boolean {
     return this.#pgs.get(interval.entry.pg)?.allowed === interval.entry.since;
+  }
+
+  /** Has this process said that the interval is clean, before it had to be peered anew? */
+  saidClean(interval: Interval): boolean {
+    return this.#pgs.get(interval.entry.pg)?.clean === interval.entry.since;
+  }
+
+  onClean(interval: Interval): void {
+    const pg = this.#pgs.get(interval.entry.pg);
+    if (pg?.interval === interval) pg.clean = interval.entry.since;
+  }
+
+  /** Numbers the peerings of this process. */
+  nextAttempt(): number {
+    return ++this.#attempts;
   }
 
   /** The PG serves: what waited goes first. */

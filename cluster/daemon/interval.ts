@@ -47,6 +47,8 @@ export class Interval {
   readonly daemon: Daemon;
   readonly entry: PgEntry;
   readonly pool: PoolEntry;
+  /** Which of this process's peerings it is: they are numbered. */
+  readonly attempt: number;
   /** The members besides this daemon. */
   readonly others: readonly DaemonId[];
   state: PgState = 'peering';
@@ -59,12 +61,15 @@ export class Interval {
   /** Read leases of earlier intervals that members know of. */
   readonly #oldLeases: OldLease[] = [];
   #awaited = 0;
+  #takingBack = false;
+  #isClean = false;
   #over = false;
 
   constructor(daemon: Daemon, entry: PgEntry, pool: PoolEntry) {
     this.daemon = daemon;
     this.entry = entry;
     this.pool = pool;
+    this.attempt = daemon.nextAttempt();
     this.others = entry.acting.slice(1);
   }
 
@@ -209,12 +214,35 @@ export class Interval {
   #activated(): void {
     if (--this.#awaited > 0) return;
     // Peered anew after a broken link, a PG need not wait for a master that is away.
-    if (this.daemon.isAllowed(this)) return this.#serve();
+    if (this.daemon.isAllowed(this)) {
+      if (this.#missing.size > 0 && this.daemon.saidClean(this)) this.#takeBackClean();
+      return this.#serve();
+    }
     this.daemon.reporter.activate(this, (accepted) => {
       if (this.#over) return;
       if (accepted) this.#serve();
       else this.startOverLater();
     });
+  }
+
+  /**
+   * What nobody acked is missing somewhere, and what was acked may be overwritten there half way: the master must not
+   * count on these copies, to delete others for instance.
+   */
+  #takeBackClean(): void {
+    this.#takingBack = true;
+    this.daemon.reporter.behind(this, [...this.#missing.keys()], () => {
+      this.#takingBack = false;
+      if (this.#isClean) this.daemon.reporter.clean(this);
+    });
+  }
+
+  /** Every member has everything, durably. */
+  clean(): void {
+    this.#isClean = true;
+    this.daemon.onClean(this);
+    // Not before the master has heard the opposite, which might overtake it.
+    if (!this.#takingBack) this.daemon.reporter.clean(this);
   }
 
   #serve(): void {

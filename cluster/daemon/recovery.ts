@@ -363,7 +363,7 @@ export class Recovery {
   }
 
   #clean(): void {
-    this.#interval.daemon.reporter.clean(this.#interval);
+    this.#interval.clean();
   }
 
   #log(message: string, { object }: Item, why: string): void {

@@ -11,6 +11,8 @@ const RETRY_MS = 300;
 
 interface Waiting {
   readonly interval: Interval;
+  /** Members that miss something, in an interval that was said to be clean. */
+  readonly behind: readonly DaemonId[];
   readonly done: (accepted: boolean) => void;
 }
 
@@ -32,13 +34,19 @@ export class Reporter {
 
   /** Asks that the interval may take writes. While the master is away it waits: nothing may be guessed here. */
   activate(interval: Interval, done: (accepted: boolean) => void): void {
-    this.#activate.set(interval.entry.pg, { interval, done });
+    this.#activate.set(interval.entry.pg, { interval, behind: [], done });
+    this.#schedule(GATHER_MS);
+  }
+
+  /** Takes back, for these members, that the interval is clean. It serves meanwhile. */
+  behind(interval: Interval, behind: readonly DaemonId[], done: () => void): void {
+    this.#activate.set(interval.entry.pg, { interval, behind, done });
     this.#schedule(GATHER_MS);
   }
 
   /** Tells that every member has everything. Refused or lost, it changes nothing: the next map says what to do. */
   clean(interval: Interval): void {
-    this.#clean.set(interval.entry.pg, { interval, done: () => {} });
+    this.#clean.set(interval.entry.pg, { interval, behind: [], done: () => {} });
     this.#schedule(GATHER_MS);
   }
 
@@ -56,7 +64,12 @@ export class Reporter {
     const sent = [...waiting.values()].filter(({ interval }) => !interval.over);
     waiting.clear();
     if (sent.length === 0) return;
-    const pgs: PgInterval[] = sent.map(({ interval }) => ({ pg: interval.entry.pg, since: interval.entry.since }));
+    const pgs: PgInterval[] = sent.map(({ interval: { entry, attempt }, behind }) => ({
+      pg: entry.pg,
+      since: entry.since,
+      attempt,
+      behind: [...behind],
+    }));
     this.#control.call(method, { id: this.#id(), bootId: this.#bootId, pgs }).then(
       ({ accepted }) => {
         const yes = new Set(accepted);

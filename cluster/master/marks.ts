@@ -8,12 +8,12 @@ import type { ControlRequest, PgInterval } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { type PgId, pgName } from '../../proto/ids.ts';
 import type { DaemonEntry } from '../../proto/map.ts';
-import { activated, cleaned, isSettled, type PgRecord, waitForOf } from './intervals.ts';
+import { activated, cleaned, isSettled, type PgRecord, waitForOf, withoutComplete } from './intervals.ts';
 import type { Change } from './state.ts';
 
 /** These PGs may take writes from now on. Returns those for which that is true. */
 export function activatePgs(change: Change, request: ControlRequest<'activate'>): PgId[] {
-  return mark(change, request, activated);
+  return mark(change, request, (record, { behind = [] }) => behind.reduce(withoutComplete, activated(record)));
 }
 
 /** Every member of these PGs has everything. Returns those for which that was believed. */
@@ -35,7 +35,7 @@ export function forgettablePgs(change: Change, { id, pgs }: ControlRequest<'forg
 function mark(
   change: Change,
   { id, bootId, pgs }: ControlRequest<'activate'>,
-  marked: (record: PgRecord) => PgRecord | null,
+  marked: (record: PgRecord, said: PgInterval) => PgRecord | null,
 ): PgId[] {
   const daemon = change.daemons.get(id)?.entry;
   if (daemon === undefined || daemon.bootId !== bootId || change.rebooted.has(id)) return [];
@@ -43,7 +43,7 @@ function mark(
   for (const interval of pgs) {
     const record = change.pgs.get(interval.pg);
     if (record === undefined || !leads(daemon, record, interval)) continue;
-    const next = marked(record);
+    const next = marked(record, interval);
     if (next === null) continue;
     change.pgs.set(record.pg, next);
     accepted.push(record.pg);

@@ -32,7 +32,7 @@ import { lockImage, unlockImage } from './locks.ts';
 import { activatePgs, cleanPgs, forgettablePgs, preferPrimary } from './marks.ts';
 import { Planner } from './planner.ts';
 import { Preferences } from './preferences.ts';
-import { complain, isHeld, isSilent, Presences } from './presence.ts';
+import { complain, isHeld, isSilent, newestWords, Presences } from './presence.ts';
 import { Publisher } from './publisher.ts';
 import { registerDaemon, setDaemon } from './registry.ts';
 import { removeDaemon } from './removal.ts';
@@ -158,8 +158,14 @@ export class Master implements ControlService {
       throw new StorageError('INVALID', 'this master is not being rebuilt: no testimony is wanted');
     },
     heartbeat: (request) => this.#heartbeat(request),
-    activate: async (request) => ({ accepted: await this.#submit((change) => activatePgs(change, request)) }),
-    clean: async (request) => ({ accepted: await this.#submit((change) => cleanPgs(change, request)) }),
+    activate: async (request) => {
+      const words = this.#newestWords(request);
+      return { accepted: await this.#submit((change) => activatePgs(change, words)) };
+    },
+    clean: async (request) => {
+      const words = this.#newestWords(request);
+      return { accepted: await this.#submit((change) => cleanPgs(change, words)) };
+    },
     forget: async (request) => ({ accepted: await this.#submit((change) => forgettablePgs(change, request)) }),
     preferPrimary: async (request) => {
       await this.#submit((change) => preferPrimary(change, request));
@@ -338,6 +344,13 @@ export class Master implements ControlService {
     if (why === null) return {};
     await this.#submit((change) => this.#markDown(change, daemon, bootId, `${why} (${request.reason})`));
     return {};
+  }
+
+  /** What a primary says, without what later words of it have overtaken. */
+  #newestWords(request: ControlRequest<'activate'>): ControlRequest<'activate'> {
+    const presence = this.#presences.get(request.id);
+    if (presence?.bootId !== request.bootId) return request; // refused where it is carried out
+    return { ...request, pgs: newestWords(presence, request.pgs) };
   }
 
   #refuseStranger(id: DaemonId, bootId: string): void {

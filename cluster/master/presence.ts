@@ -10,7 +10,7 @@
 //     that accuse each other only one goes.
 // This file says what should be; master.ts makes it durable.
 
-import type { PgReport, SpaceReport } from '../../proto/control.ts';
+import type { PgInterval, PgReport, SpaceReport } from '../../proto/control.ts';
 import type { DaemonId, Epoch, PgId } from '../../proto/ids.ts';
 import { DOWN_AFTER_MS } from '../../proto/limits.ts';
 import { COMPLAINT_GAP_MS, COMPLAINT_MS, HOLD_FORGET_MS, HOLD_MOST_MS, HOLD_MS, MUTE_MS } from './limits.ts';
@@ -37,6 +37,8 @@ export interface Presence {
   complaints: Map<DaemonId, { firstAt: number; lastAt: number }>;
   reports: Map<PgId, PgReport>;
   space: SpaceReport | null;
+  /** The newest peering of each PG that it has spoken of. */
+  readonly attempts: Map<PgId, number>;
   /** How fast it recovers others. */
   readonly speed: Speed;
 }
@@ -61,6 +63,7 @@ export class Presences {
         complaints: new Map(),
         reports: new Map(),
         space: null,
+        attempts: new Map(),
         speed: new Speed(),
       };
       this.#byId.set(id, presence);
@@ -71,6 +74,7 @@ export class Presences {
       presence.heldUntil = 0;
       presence.complaints.clear();
       presence.reports.clear();
+      presence.attempts.clear();
     }
     return presence;
   }
@@ -89,6 +93,15 @@ export class Presences {
 
 export const isSilent = (presence: Presence, now: number): boolean => now - presence.heardAt >= DOWN_AFTER_MS;
 export const isHeld = (presence: Presence, now: number): boolean => now < presence.heldUntil;
+
+/** Without what an earlier peering said than one that was heard already: calls may overtake each other. */
+export function newestWords({ attempts }: Presence, pgs: readonly PgInterval[]): PgInterval[] {
+  return pgs.filter(({ pg, attempt = 0 }) => {
+    if (attempt < (attempts.get(pg) ?? 0)) return false;
+    attempts.set(pg, attempt);
+    return true;
+  });
+}
 
 /**
  * A peer says that this daemon does not answer it. Returns why it must be marked down, or null if not yet.

@@ -148,3 +148,28 @@ test('the speed of recovery is set for a daemon, kept by the master, and told wi
   await setDaemon(world, 1, { weight: 2 });
   t.is((await world.master.handle('heartbeat', beat)).recoveryBytesPerSecond, 5e6, 'another change leaves it');
 });
+
+test('a clean PG of which a member then misses something: nothing is deleted elsewhere until it is clean again, and late words do not count', async (t) => {
+  const world = await cluster(3, { pgCount: 1 });
+  const { pg, since, acting } = world.pg;
+  const [lead, member] = acting;
+  const left = [1, 2, 3].find((id) => !acting.includes(id))!;
+  const { bootId } = world.daemon(lead!);
+  const say = async (method: 'activate' | 'clean', attempt: number, behind: number[] = []): Promise<boolean> => {
+    const request = { id: lead!, bootId, pgs: [{ pg, since, attempt, behind }] };
+    return (await world.settled(world.master.handle(method, request))).accepted.length === 1;
+  };
+  const mayForget = async (): Promise<boolean> => {
+    const request = { id: left, bootId: world.daemon(left).bootId, pgs: [{ pg, since }] };
+    return (await world.settled(world.master.handle('forget', request))).accepted.length === 1;
+  };
+  t.true(await say('clean', 1));
+  t.true(await mayForget());
+  t.true(await say('activate', 2, [member!]));
+  t.false(await mayForget());
+  t.false(await say('clean', 1), 'this was said before');
+  t.false(await mayForget());
+  t.is(world.pg.since, since, 'it served all the time');
+  t.true(await say('clean', 2));
+  t.true(await mayForget());
+});
