@@ -224,6 +224,10 @@ test('a broken message of a primary is refused by its member, who keeps what it 
     ['an activation without a word', Op.PG_ACTIVATE, {}, 'INVALID'],
     ['of noise', Op.PG_ACTIVATE, { meta: noise }, 'INVALID'],
     ['with half an entry', Op.PG_ACTIVATE, { meta: Buffer.alloc(30) }, 'INVALID'],
+    ['a look beyond the object', Op.PG_READ, { offset: 2 ** ORDER }, 'INVALID'],
+    ['at half a block', Op.PG_VERIFY, { length: 100 }, 'INVALID'],
+    ['at an object of another order', Op.PG_VERIFY, { order: 20 }, 'INVALID'],
+    ['a scrub of an older interval', Op.PG_SCRUB, { since: pg.since - 1 }, 'STALE'],
   ];
   for (const [what, op, change, code] of bad) t.is(await stranger.ask(peerFrame(place, op, change)), code, what);
   t.deepEqual(member.store.pgInfo(pg.pg), before);
@@ -279,7 +283,7 @@ test('4,000 frames of noise from a client and from an impostor: both daemons are
   const noise = (): Frame => {
     const frame = pick(clientFrame, peerFrame)(place, ops[random(ops.length)]!);
     const spoil: Partial<Frame>[] = [
-      { flags: random(128) & ~Flag.REPLY },
+      { flags: random(256) & ~Flag.REPLY },
       { status: random(70_000) & 0xffff },
       { order: random(256) },
       { image: pick(0, 1, 2 ** 21, 0xffffffff) },
