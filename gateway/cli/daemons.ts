@@ -88,12 +88,12 @@ async function refuseUnlessPlaceable(master: Master, id: number): Promise<void> 
     );
 }
 
-/** Resolves when the daemon is member of no PG and its disk is empty. */
+/** Resolves when the daemon is member of no PG, and its disk is empty or, if it is down, not needed any more. */
 async function drained(master: Master, id: number): Promise<void> {
   const progress = new Progress(`daemon ${id}: bytes moved`);
   let most = 0;
   for (;;) {
-    const { daemons } = await master.call('status', {});
+    const { daemons, recovery } = await master.call('status', {});
     const daemon = daemons.find((one) => one.id === id);
     if (daemon === undefined) throw new StorageError('NOT_FOUND', `daemon ${id} was removed meanwhile`);
     if (daemon.in) throw new StorageError('BUSY', `daemon ${id} was told to take data again`);
@@ -102,7 +102,9 @@ async function drained(master: Master, id: number): Promise<void> {
       most = Math.max(most, left);
       progress.show(most - left, most);
     }
-    if (daemon.pgs === 0 && (left === 0 || !daemon.up)) return;
+    // One that is down has left its PGs already: what it held must be whole elsewhere.
+    const elsewhere = daemon.up ? left === 0 : recovery.degraded + recovery.misplaced === 0;
+    if (daemon.pgs === 0 && elsewhere) return;
     await pause(LOOK_MS);
   }
 }
