@@ -218,13 +218,16 @@ export interface ScrubReport {
   done: boolean;
   objectsDone: number;
   objects: number;
+  /** Age of the last scrub of all objects that this process finished, in milliseconds; -1: none. For a new master. */
+  lightAgoMs: number;
+  deepAgoMs: number;
   /** Ranges repaired since the daemon's process began. */
   repaired: number;
   inconsistencies: Inconsistency[];
   /** So many more were found than are listed. */
   more: number;
 }
-/** What the master knows about scrubs of a PG. Times are ages in milliseconds; -1: not since the master started. */
+/** What the master knows about scrubs of a PG. Times are ages in milliseconds; -1: none that anybody remembers. */
 export interface PgScrubStatus {
   pg: PgId;
   /** An order is waiting or being carried out. */

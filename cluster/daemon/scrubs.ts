@@ -15,13 +15,19 @@ const REPORT_MS = 1_000;
 /** The same while a scrub is under way: whoever ordered it may be looking. */
 const REPORT_RUNNING_MS = 300;
 
+/** The last order carried out in a PG, and when all of its objects were scrubbed last; -1: never. */
+interface Done {
+  readonly number: number;
+  readonly lightAt: number;
+  readonly deepAt: number;
+}
+
 export class Scrubs {
   readonly #daemon: Daemon;
   /** Orders as the master gave them last. */
   #orders: readonly ScrubOrder[] = [];
   #running: Scrub | null = null;
-  /** Number of the last order carried out per PG. */
-  readonly #done = new Map<PgId, number>();
+  readonly #done = new Map<PgId, Done>();
   /** What the master was told last per PG, as text. */
   readonly #told = new Map<PgId, string>();
   #master = 0;
@@ -81,7 +87,8 @@ export class Scrubs {
         continue;
       }
       const report = this.#reportOf(pg);
-      const text = JSON.stringify(report);
+      // Ages grow all the time: they alone are no news.
+      const text = JSON.stringify({ ...report, lightAgoMs: 0, deepAgoMs: 0 });
       if (this.#told.get(pg) === text) continue;
       this.#told.set(pg, text);
       changed.push(report);
@@ -92,12 +99,16 @@ export class Scrubs {
   #reportOf(pg: PgId): ScrubReport {
     const { open, more, repaired } = this.#daemon.findings.of(pg);
     const running = this.#running?.order.pg === pg ? this.#running : null;
+    const last = this.#done.get(pg);
+    const agoMs = (at = -1): number => (at === -1 ? -1 : Math.round(this.#daemon.clock.now() - at));
     return {
       pg,
-      number: running?.order.number ?? this.#done.get(pg) ?? 0,
+      number: running?.order.number ?? last?.number ?? 0,
       done: running === null,
       objectsDone: running?.objectsDone ?? 0,
       objects: running?.objects ?? 0,
+      lightAgoMs: agoMs(last?.lightAt),
+      deepAgoMs: agoMs(last?.deepAt),
       repaired,
       inconsistencies: open,
       more,
@@ -109,7 +120,7 @@ export class Scrubs {
     if (this.#running !== null || this.#stopped) return;
     for (const order of this.#orders) {
       const interval = this.#daemon.intervalOf(order.pg);
-      if (interval === null || this.#done.get(order.pg) === order.number || !isWhole(interval)) continue;
+      if (interval === null || this.#done.get(order.pg)?.number === order.number || !isWhole(interval)) continue;
       this.#run(interval, order);
       return;
     }
@@ -122,7 +133,7 @@ export class Scrubs {
     scrub.run().then(
       () => {
         this.#running = null;
-        this.#done.set(pg, order.number);
+        this.#finished(order);
         const { open, repaired } = this.#daemon.findings.of(pg);
         this.#daemon.log.info('scrubbed', { pg: pgName(pg), deep, inconsistent: open.length, repaired });
         this.#next();
@@ -133,6 +144,13 @@ export class Scrubs {
         this.#daemon.log.info('a scrub was broken off', { pg: pgName(pg), why: error.message });
       },
     );
+  }
+
+  #finished({ pg, number, image, deep }: ScrubOrder): void {
+    const { lightAt, deepAt } = this.#done.get(pg) ?? { lightAt: -1, deepAt: -1 };
+    const now = this.#daemon.clock.now();
+    const all = image === 0;
+    this.#done.set(pg, { number, lightAt: all ? now : lightAt, deepAt: all && deep ? now : deepAt });
   }
 }
 

@@ -17,7 +17,10 @@ function stateOf(pgs: number, primary: DaemonId = 1): State {
     state.pgs.set(pgId(1, index), { pg: pgId(1, index), acting: [primary, 9], since: 5 } as unknown as PgRecord);
   return state;
 }
+/** The order is done at this moment. */
 const reportOf = (order: ScrubOrder, report: Partial<ScrubReport> = {}): ScrubReport => ({
+  lightAgoMs: order.image === 0 && report.done !== false ? 0 : -1,
+  deepAgoMs: order.image === 0 && order.deep && report.done !== false ? 0 : -1,
   pg: order.pg,
   number: order.number,
   done: true,
@@ -73,7 +76,7 @@ test('an order is given to whoever leads the PG until it is reported done, under
   t.like(order, { pg, image: 0, deep: true, repair: true });
   t.deepEqual(scrubs.ordersFor(9), []);
   scrubs.report(9, [reportOf(order!)], 1);
-  scrubs.report(1, [reportOf(order!, { number: order!.number - 1 })], 1);
+  scrubs.report(1, [reportOf(order!, { number: order!.number - 1, lightAgoMs: -1, deepAgoMs: -1 })], 1);
   scrubs.report(1, [reportOf(order!, { done: false, objectsDone: 1 })], 1);
   t.deepEqual(scrubs.ordersFor(1), [order]);
   t.like(scrubs.status(1)[0], { ordered: true, objectsDone: 1, objects: 3, deepAgoMs: -1 });
@@ -96,6 +99,18 @@ test('what is ordered on top of an order that is not done yet becomes part of it
   t.like(order, { image: 0, deep: true, repair: true });
   scrubs.report(1, [reportOf(order!)], 5);
   t.is(scrubs.status(5)[0]!.deepAgoMs, 0);
+});
+
+test('a new master learns from the daemons when PGs were scrubbed last, and does not begin anew', (t) => {
+  const scrubs = new Scrubs(stateOf(1), 7);
+  const order = { pg: pgId(1, 0), number: 1, image: 0, deep: true, repair: true };
+  const hour = (hours: number): number => hours * HOUR_MS;
+  scrubs.report(1, [reportOf(order, { lightAgoMs: hour(5), deepAgoMs: hour(150) })], hour(1));
+  t.like(scrubs.status(hour(1))[0], { lightAgoMs: hour(5), deepAgoMs: hour(150), ordered: false });
+  scrubs.tick(hour(18.9));
+  t.deepEqual(scrubs.ordersFor(1), []);
+  scrubs.tick(hour(19.5));
+  t.like(scrubs.ordersFor(1)[0], { deep: true }, 'both are due: 24 and 168 hours are over');
 });
 
 test('a scrub of one image is no scrub of the PG; objects are counted once, however many of their copies are bad', (t) => {

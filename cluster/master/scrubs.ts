@@ -3,9 +3,9 @@
 //   startScrub, or the calendar -> order -> the PG's primary asks (reportScrubs) and gets it, again and again -> done
 //
 // An order survives everything that ends a scrub half way (a new interval, a dead primary): whoever is primary then
-// gets it. All of it is in memory: after a restart of the master orders are gone, findings are told again by the daemons
-// that still know them, and the calendar begins anew, every PG at a moment of its own within the period. Nothing here is
-// needed for any promise but that damage is found in time.
+// gets it. All of it is in memory: after a restart of the master orders are gone; findings, and when a PG was scrubbed
+// last, are told again by the daemons that know; a PG of which nobody knows is due at a moment of its own within the
+// period. Nothing here is needed for any promise but that damage is found in time.
 
 import type { Inconsistency, PgScrubStatus, ScrubOrder, ScrubReport } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
@@ -16,10 +16,12 @@ import type { State } from './state.ts';
 /** How often the calendar is looked at. */
 const CALENDAR_MS = 10_000;
 
+const NEVER = Number.NEGATIVE_INFINITY;
+
 interface PgScrub {
   order: ScrubOrder | null;
   report: ScrubReport | null;
-  /** -1: never. */
+  /** NEVER, or when: before this master began, it is less than 0. */
   lightAt: number;
   deepAt: number;
   nextLightAt: number;
@@ -67,15 +69,11 @@ export class Scrubs {
       if (!this.#leads(daemon, report.pg)) continue;
       const scrub = this.#of(report.pg, now);
       scrub.report = report;
-      const { order } = scrub;
-      if (order === null || !report.done || report.number !== order.number) continue;
-      scrub.order = null;
-      if (order.image !== 0) continue;
-      scrub.lightAt = now;
-      scrub.nextLightAt = now + SCRUB_LIGHT_EVERY_MS;
-      if (!order.deep) continue;
-      scrub.deepAt = now;
-      scrub.nextDeepAt = now + SCRUB_DEEP_EVERY_MS;
+      if (report.lightAgoMs >= 0) scrub.lightAt = Math.max(scrub.lightAt, now - report.lightAgoMs);
+      if (report.deepAgoMs >= 0) scrub.deepAt = Math.max(scrub.deepAt, now - report.deepAgoMs);
+      if (scrub.lightAt !== NEVER) scrub.nextLightAt = scrub.lightAt + SCRUB_LIGHT_EVERY_MS;
+      if (scrub.deepAt !== NEVER) scrub.nextDeepAt = scrub.deepAt + SCRUB_DEEP_EVERY_MS;
+      if (report.done && report.number === scrub.order?.number) scrub.order = null;
     }
   }
 
@@ -109,8 +107,8 @@ export class Scrubs {
         deep: order?.deep ?? false,
         objectsDone: running ? report.objectsDone : 0,
         objects: running ? report.objects : 0,
-        lightAgoMs: lightAt === -1 ? -1 : Math.round(now - lightAt),
-        deepAgoMs: deepAt === -1 ? -1 : Math.round(now - deepAt),
+        lightAgoMs: lightAt === NEVER ? -1 : Math.round(now - lightAt),
+        deepAgoMs: deepAt === NEVER ? -1 : Math.round(now - deepAt),
         repaired: report?.repaired ?? 0,
         inconsistencies: report?.inconsistencies ?? [],
         more: report?.more ?? 0,
@@ -133,8 +131,8 @@ export class Scrubs {
       scrub = {
         order: null,
         report: null,
-        lightAt: -1,
-        deepAt: -1,
+        lightAt: NEVER,
+        deepAt: NEVER,
         nextLightAt: now + part * SCRUB_LIGHT_EVERY_MS,
         nextDeepAt: now + part * SCRUB_DEEP_EVERY_MS,
       };
