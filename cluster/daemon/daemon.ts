@@ -149,12 +149,12 @@ export class Daemon {
 
   /** Listens, and joins the cluster in the background. Rejects if an address is taken. */
   async start(): Promise<void> {
-    const accept = this.#inbounds.accept;
+    const { accept, acceptLocal } = this.#inbounds;
     const tcp = await this.#ports.network.listen(this.identity.address, accept);
     this.#listeners.push(tcp);
     this.identity.address = tcp.address;
     if (this.identity.unixAddress !== '')
-      this.#listeners.push(await this.#ports.network.listen(this.identity.unixAddress, accept));
+      this.#listeners.push(await this.#ports.network.listen(this.identity.unixAddress, acceptLocal));
     this.#join();
     this.#heartbeatLater();
     this.#leftovers.begin();
@@ -399,7 +399,7 @@ export class Daemon {
     const { frame } = request;
     if (this.map === null || frame.epoch > this.epoch) return this.#waitForMap(request, from);
     if (frame.op === Op.SYNC) return this.#sync(request);
-    if (frame.op === Op.LEASE && from.hello?.role === 'daemon') return this.leases.grant(request, from.hello);
+    if (frame.op === Op.LEASE && from.hello?.role === 'daemon') return this.leases.grant(request, from);
     if (frame.op >= Op.REPLICATE) {
       if (from.hello?.role === 'daemon') return this.#members.handle(request, from.hello.id);
       return refuse(request, 'INVALID', this.epoch);

@@ -18,6 +18,9 @@ const STRANGERS_MAX = 100;
 /** Senders whose newest connection is remembered: more than were ever connected while one frame was on its way. */
 const REMEMBERED_MAX = 10_000;
 
+/** The kernel says that the other end was closed. A connection that this side gives up has another reason. */
+const BY_PEER = /^connection closed|ECONNRESET/;
+
 const nameOf = (hello: Hello): string => `${hello.role} ${hello.id}`;
 
 export class Inbounds {
@@ -31,13 +34,17 @@ export class Inbounds {
     this.#daemon = daemon;
   }
 
-  readonly accept = (connection: Connection): void => {
-    const inbound = new Inbound(this.#daemon, this, connection);
+  readonly accept = (connection: Connection): void => this.#accept(connection, false);
+  /** Of the unix socket: the other end is a process of this machine. */
+  readonly acceptLocal = (connection: Connection): void => this.#accept(connection, true);
+
+  #accept(connection: Connection, local: boolean): void {
+    const inbound = new Inbound(this.#daemon, this, connection, local);
     connection.events = inbound;
     this.#strangers.add(inbound);
     if (this.#strangers.size <= STRANGERS_MAX) return;
     for (const oldest of this.#strangers) return oldest.close('too many connections without a hello');
-  };
+  }
 
   introduced(inbound: Inbound, hello: Hello): void {
     this.#strangers.delete(inbound);
@@ -77,15 +84,17 @@ export class Inbound implements ConnectionEvents {
   readonly #daemon: Daemon;
   readonly #inbounds: Inbounds;
   readonly #connection: Connection;
+  readonly #local: boolean;
   readonly #handshake: Timer;
   /** Highest number of a change that came here. */
   #newestSeq = -1;
   #over = false;
 
-  constructor(daemon: Daemon, inbounds: Inbounds, connection: Connection) {
+  constructor(daemon: Daemon, inbounds: Inbounds, connection: Connection, local: boolean) {
     this.#daemon = daemon;
     this.#inbounds = inbounds;
     this.#connection = connection;
+    this.#local = local;
     this.#handshake = daemon.clock.after(HANDSHAKE_MS, () => this.close('no hello in time'));
   }
 
@@ -106,6 +115,7 @@ export class Inbound implements ConnectionEvents {
     if (this.#over) return;
     if (this.hello === null) this.#daemon.log.debug('a stranger is gone', { peer: this.#connection.peer, why: reason });
     this.#end();
+    if (this.#local && BY_PEER.test(reason)) this.#daemon.leases.gaveUp(this);
   }
 
   close(reason: string): void {

@@ -123,6 +123,38 @@ test('a member that restarts has forgotten what it promised, and lets the longes
   t.deepEqual(stale(seen, ackedAt), []);
 });
 
+test('on one machine the kernel tells that a primary has died: nobody waits for what it was granted', async (t) => {
+  const story = await Story.begin({ oneHost: true });
+  const { image } = await story.open('writer', false);
+  await story.settled(write(image, 0, 1), 'a write');
+  const seen = readOn(story, image);
+  await story.until(() => seen.length > 20, 'reads go on');
+  const killedAt = story.now;
+  story.cluster.endDaemon(story.primary, 'crash', 5_000);
+  await story.settled(write(image, 0, 2), 'a write of the new interval');
+  t.true(story.now - killedAt < LEASE_MS / 2, `I/O was away for ${story.now - killedAt} ms`);
+  await story.idle(200);
+  t.is(seen.at(-1)!.byte, 2);
+});
+
+test('on one machine as well, a connection that broke for another reason proves nothing', async (t) => {
+  const story = await Story.begin({ oneHost: true });
+  const { writer, seen, primary } = await cutOff(story);
+  const { machine } = story.primary;
+  // Connections are reset at both ends; the old primary sleeps before it hears of that, and wakes up at once.
+  machine.pause(30);
+  for (const other of othersThan(story, machine)) story.cluster.network.resetBetween(machine, other);
+  story.cluster.control.breakStreams(machine);
+  await story.until(() => story.pg.acting[0] !== primary, 'another is the primary');
+  const changedAt = story.now;
+  await story.idle(20);
+  await story.settled(write(writer, 0, 2), 'a write of the new interval');
+  t.true(story.now - changedAt > LEASE_MS / 2, `it waited for ${story.now - changedAt} ms`);
+  const ackedAt = story.now;
+  await story.idle(1_000);
+  t.deepEqual(stale(seen, ackedAt), []);
+});
+
 test('a primary that lives and hears of the newer map is asked, not waited for', async (t) => {
   const story = await Story.begin();
   const { image } = await story.open('writer', false);

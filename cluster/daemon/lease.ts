@@ -12,12 +12,16 @@
 //
 // Why it is enough. P reads in interval L under grants of all other members of L, and L was activated. A newer interval
 // that serves has asked at least one member of L (no strays, see ARCHITECTURE.md). If that is P, it has ended L itself.
-// Else it is some M that granted; its answer names P and the rest of the time, and Q waits for the longest. Of
-// intervals before L there is nothing left: whoever led L waited for it. An M that has restarted has forgotten whom it promised what: for
-// GRANT_MS after its start it answers "somebody". A process whose successor has registered is dead (one process per
-// directory) and reads nothing. P counts from before it asked, M from after it was asked, and M adds CLOCK_DRIFT, as Q
-// does when it waits: clocks may differ in speed by that much, not in what they show. A machine that is suspended as a
-// whole stops its monotonic clock: that is outside of what leases cover.
+// Else it is some M that granted; its answer names P and the rest of the time, and Q waits for the longest. Of intervals
+// before L there is nothing left: whoever led L waited for it. P counts from before it asked, M from after it was asked,
+// and M adds CLOCK_DRIFT, as Q does when it waits: clocks may differ in speed by that much, not in what they show. (A
+// machine that is suspended as a whole stops its monotonic clock: that is outside of what leases cover.)
+//
+// What M knows less, and what it knows better. An M that has restarted has forgotten whom it promised what: for GRANT_MS
+// after its start it answers "somebody". A process whose successor has registered is dead (one process per directory) and
+// reads nothing. One that gives a connection up forgets in the same turn what it was granted over it; so when a kernel
+// says that the other end of a unix socket is closed, that counts no more, whether the process did it or died. A broken
+// TCP connection proves nothing: something between the machines may have broken it.
 //
 // What needs a lease: reads, and whatever else is answered from this daemon alone. Writes do not: all members answer
 // them, and a member that has left the interval refuses; an answer that P passes on late is of a write that every later
@@ -30,8 +34,9 @@ import { newFrame, Op, replyTo } from '../../proto/frame.ts';
 import type { DaemonId, PgId } from '../../proto/ids.ts';
 import { CLOCK_DRIFT, LEASE_MS } from '../../proto/limits.ts';
 import type { PgEntry } from '../../proto/map.ts';
-import type { Hello, OldLease } from '../../proto/peer-messages.ts';
+import type { OldLease } from '../../proto/peer-messages.ts';
 import type { Daemon } from './daemon.ts';
+import type { Inbound } from './inbound.ts';
 import type { Request } from './request.ts';
 
 /** What a member promises, on its own clock. */
@@ -53,6 +58,8 @@ interface Held {
 interface Granted {
   readonly bootId: string;
   readonly until: number;
+  /** The connection over which it was asked for. */
+  readonly over: Inbound;
 }
 /** An interval that this daemon has left while its primary may still read in it. */
 interface Left extends Granted {
@@ -78,9 +85,20 @@ export class Leases {
   // --- as a member
 
   /** Another daemon asks for a lease; the map that its frame was stamped with is obeyed here. */
-  grant(request: Request, { id, bootId }: Hello): void {
-    this.#granted.set(id, { bootId, until: this.#daemon.clock.now() + GRANT_MS });
+  grant(request: Request, over: Inbound): void {
+    const { id, bootId } = over.hello!;
+    this.#granted.set(id, { bootId, until: this.#daemon.clock.now() + GRANT_MS, over });
     request.from.send(replyTo(request.frame, 0, this.#daemon.epoch));
+  }
+
+  /** A process of this machine has closed the connection, or has died: either way what was granted over it is over. */
+  gaveUp(over: Inbound): void {
+    for (const [id, granted] of this.#granted) if (granted.over === over) this.#granted.delete(id);
+    for (const [pg, left] of this.#left)
+      this.#left.set(
+        pg,
+        left.filter((one) => one.over !== over),
+      );
   }
 
   /** The PG's interval `entry` is over for this daemon. */
