@@ -3,7 +3,8 @@
 //   own block bad   -> PG_READ to the other members, one after the other -> a block whose checksum proves it
 //                   -> written over the own one, in the log as recovery does, at the object's version
 //   member's bad    -> own block, proven -> PG_PUSH to that member
-//   member's object at another version than the primary's -> the whole object, proven entirely, in one PG_PUSH
+//   object at another version at a member -> the copy whose version is that of the PG's log, proven entirely, takes the
+//                   place of the other in one piece: pushed to the member, or adopted from it
 //
 // What proves a block: its bytes match the checksum that the primary's own index holds for it. Only where that entry
 // itself says "known to be bad" does the member's entry count, and then only at the same version of the object. A block
@@ -15,9 +16,17 @@ import { blockChecksum, NO_DATA } from '../../proto/checksum.ts';
 import type { Inconsistency } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import { Flag, type Frame, newFrame, Op } from '../../proto/frame.ts';
-import { type DaemonId, objectKey, pgName, sameVersion, VERSION_ZERO, type Version } from '../../proto/ids.ts';
+import {
+  compareVersions,
+  type DaemonId,
+  objectKey,
+  pgName,
+  sameVersion,
+  VERSION_ZERO,
+  type Version,
+} from '../../proto/ids.ts';
 import { BLOCK_BYTES } from '../../proto/limits.ts';
-import { EntryOp, type ObjectInfo } from '../store/store.ts';
+import { type Done, EntryOp, type ObjectInfo } from '../store/store.ts';
 import type { Interval } from './interval.ts';
 import { askMember } from './repair-ask.ts';
 import type { ObjectHolds } from './repair-holds.ts';
@@ -88,24 +97,26 @@ export class Repair {
   compare(object: Omit<ObjectInfo, 'version'>, repair: boolean): Promise<void> {
     const { image, object: number, order } = object;
     const whole: Range = { image, object: number, order, offset: 0, length: 2 ** order };
-    return this.#held(whole, async () => {
-      const same: DaemonId[] = [];
-      const { store } = this.#interval.daemon;
-      const version = store.objectVersion(image, number);
-      for (const id of this.#interval.others) {
-        const reply = await this.#ask(id, { ...whole, length: BLOCK_BYTES });
-        payloadPool.give(reply.payload);
-        if (sameVersion(versionOf(reply), version)) same.push(id);
-        else await this.#replace(whole, version, id, repair);
-      }
-      if (sameVersion(version, VERSION_ZERO)) return;
-      for (let offset = 0; offset < whole.length; offset += PIECE_BYTES)
-        await this.#comparePiece(
-          { ...whole, offset, length: Math.min(PIECE_BYTES, whole.length - offset) },
-          same,
-          repair,
-        );
-    });
+    return this.#held(whole, () => this.#compareWhole(whole, repair));
+  }
+
+  async #compareWhole(whole: Range, repair: boolean): Promise<void> {
+    const same: DaemonId[] = [];
+    const version = this.#interval.daemon.store.objectVersion(whole.image, whole.object);
+    for (const id of this.#interval.others) {
+      const reply = await this.#ask(id, { ...whole, length: BLOCK_BYTES });
+      payloadPool.give(reply.payload);
+      const theirs = versionOf(reply);
+      if (sameVersion(theirs, version)) same.push(id);
+      else if ((await this.#settle(whole, version, id, theirs, repair)) === 'changed')
+        // The own copy is another now, the one that the log speaks of: all are compared with that.
+        return this.#compareWhole(whole, repair);
+    }
+    if (sameVersion(version, VERSION_ZERO)) return;
+    for (let offset = 0; offset < whole.length; offset += PIECE_BYTES) {
+      const length = Math.min(PIECE_BYTES, whole.length - offset);
+      await this.#comparePiece({ ...whole, offset, length }, same, repair);
+    }
   }
 
   get #findings(): Findings {
@@ -162,11 +173,8 @@ export class Repair {
     // A copy: the payload goes on its way to the client before the log has let go of it.
     const bytes = Buffer.from(payload!.subarray(run.first * BLOCK_BYTES, run.end * BLOCK_BYTES));
     try {
-      await new Promise<void>((resolve, reject) => {
-        daemon.store.recover(piece, bytes, checks.subarray(run.first * 4, run.end * 4), (error) =>
-          error === null ? resolve() : reject(error),
-        );
-      });
+      const proven = checks.subarray(run.first * 4, run.end * 4);
+      await done((then) => daemon.store.recover(piece, bytes, proven, then));
     } catch (error) {
       if (!(error instanceof StorageError)) throw error;
       return this.#report(range, run, daemon.id, `checksum; not rewritten: ${error.message}`);
@@ -204,29 +212,73 @@ export class Repair {
     payloadPool.give(own.payload);
   }
 
-  /** A member has the object at another version. The primary's copy takes its place, if the PG's log and its checksums speak for it. */
-  async #replace(whole: Range, version: Version, id: DaemonId, repair: boolean): Promise<void> {
-    const all = { first: 0, end: whole.length / BLOCK_BYTES };
-    if (!this.#logAgrees(whole, version)) return this.#report(whole, all, id, 'version; no copy is what the log says');
-    if (!repair) return this.#report(whole, all, id, 'version');
-    const gone = sameVersion(version, VERSION_ZERO);
-    if (gone) return this.#push(id, whole, all, null, version, Flag.FIRST);
+  // --- copies at different versions
+
+  /** A member has the object at another version: the copy that the PG's log speaks of, proven entirely, replaces the other. */
+  async #settle(
+    whole: Range,
+    own: Version,
+    id: DaemonId,
+    theirs: Version,
+    repair: boolean,
+  ): Promise<'changed' | 'unchanged'> {
+    const right = this.#authority(whole, own, theirs);
+    const wrong = right === 'theirs' ? this.#interval.daemon.id : id;
+    if (right === 'neither') this.#report(whole, allOf(whole), wrong, 'version; no copy is what the log says');
+    else if (!repair) this.#report(whole, allOf(whole), wrong, 'version');
+    else if (right === 'own') await this.#replace(whole, own, id);
+    else if (await this.#adopt(whole, id, theirs)) return 'changed';
+    return 'unchanged';
+  }
+
+  /**
+   * Whose version of the object is what the PG's log says? Where the log does not reach back, the newer of two versions
+   * is a later entry, but only a copy that exists can be that: absence proves nothing.
+   */
+  #authority({ image, object, order }: Range, own: Version, theirs: Version): 'own' | 'theirs' | 'neither' {
+    const { store } = this.#interval.daemon;
+    const { pg } = this.#interval.entry;
+    const { tail } = store.pgInfo(pg);
+    const newest = (store.logAfter(pg, tail) ?? []).findLast(
+      (entry) => entry.image === image && entry.object === object,
+    );
+    if (newest === undefined && !isAbsent(tail))
+      return !isAbsent(own) && compareVersions(own, theirs) > 0 ? 'own' : 'neither';
+    if (newest !== undefined && sameVersion(newest.version, own)) return 'own';
+    if (newest !== undefined && sameVersion(newest.version, theirs)) return 'theirs';
+    const gone = newest === undefined || (newest.op !== EntryOp.WRITE && newest.length === 2 ** order);
+    if (!gone) return 'neither';
+    return isAbsent(own) ? 'own' : isAbsent(theirs) ? 'theirs' : 'neither';
+  }
+
+  /** The primary's object, or its absence, takes the place of a member's. */
+  async #replace(whole: Range, version: Version, id: DaemonId): Promise<void> {
+    if (isAbsent(version)) return this.#push(id, whole, allOf(whole), null, version, Flag.FIRST);
     const own = await this.#proveOwn(whole, true);
-    if (own.bad.length > 0) return this.#report(whole, all, id, 'version; the primary has bad blocks');
-    await this.#push(id, whole, all, own, version, Flag.FIRST);
+    if (own.bad.length > 0) return this.#report(whole, allOf(whole), id, 'version; the primary has bad blocks');
+    await this.#push(id, whole, allOf(whole), own, version, Flag.FIRST);
     payloadPool.give(own.payload);
   }
 
-  /** Is the primary's version that of the newest entry about the object, as far as the log reaches back? */
-  #logAgrees({ image, object }: Range, version: Version): boolean {
-    const { store } = this.#interval.daemon;
-    const { pg } = this.#interval.entry;
-    const entries = store.logAfter(pg, store.pgInfo(pg).tail) ?? [];
-    const newest = entries.findLast((entry) => entry.image === image && entry.object === object);
-    if (newest === undefined) return true;
-    // What was zeroed to the last block is gone as well.
-    if (sameVersion(version, VERSION_ZERO)) return newest.op !== EntryOp.WRITE;
-    return sameVersion(newest.version, version);
+  /** A member's object, or its absence, takes the place of the primary's. False: that copy is not proven entirely. */
+  async #adopt(whole: Range, id: DaemonId, version: Version): Promise<boolean> {
+    const { daemon, entry } = this.#interval;
+    const { image, object } = whole;
+    if (isAbsent(version)) await done((then) => daemon.store.recoverDelete(entry.pg, image, object, then));
+    else {
+      const { meta: checks, payload } = await this.#ask(id, whole);
+      if (payload === null || badBlocks(payload, checks!, whole).length > 0) {
+        payloadPool.give(payload);
+        this.#report(whole, allOf(whole), daemon.id, `version; daemon ${id}, which has it, has bad blocks`);
+        return false;
+      }
+      await done((then) =>
+        daemon.store.recover({ ...whole, pg: entry.pg, replace: true, version }, payload, checks, then),
+      );
+      payloadPool.give(payload);
+    }
+    this.#repaired(whole, daemon.id);
+    return true;
   }
 
   async #push(id: DaemonId, range: Range, run: Run, own: Copy | null, version: Version, flags: number): Promise<void> {
@@ -300,6 +352,14 @@ interface Run {
   readonly first: number;
   readonly end: number;
 }
+
+const allOf = (range: Range): Run => ({ first: 0, end: range.length / BLOCK_BYTES });
+
+const isAbsent = (version: Version): boolean => sameVersion(version, VERSION_ZERO);
+
+/** A call of the store as a promise. */
+const done = (call: (then: Done) => void): Promise<void> =>
+  new Promise((resolve, reject) => call((error) => (error === null ? resolve() : reject(error))));
 
 /** Consecutive blocks together. `blocks` is in order. */
 function runsOf(blocks: readonly number[]): Run[] {

@@ -4,8 +4,10 @@ import test, { type ExecutionContext } from 'ava';
 import { payloadChecksums } from '../../proto/checksum.ts';
 import type { PgScrubStatus } from '../../proto/control.ts';
 import { Op } from '../../proto/frame.ts';
+import type { Version } from '../../proto/ids.ts';
 import type { Image } from '../client/image.ts';
-import { Cluster, type ClusterOptions, flush, pause, read, until, Workload, write } from './fixture.ts';
+import type { Store } from '../store/store.ts';
+import { Cluster, type ClusterOptions, flush, pause, read, until, Workload, write, zero } from './fixture.ts';
 import { RottenStore } from './rotten-store.ts';
 
 const BLOCK = 4096;
@@ -148,20 +150,59 @@ test('a member at another version is not given an object of which the primary ca
   t.deepEqual(store.objectVersion(IMAGE, 0), old);
 });
 
-test('a primary that lost a write its log tells of gives its old object to nobody', async (t) => {
-  const world = await begin(t, { daemons: 2, replicas: 2 });
-  const { cluster, image } = world;
+/** Behind the protocol's back: an object as it was at another time, index and all. */
+function put(cluster: Cluster, store: Store, object: number, data: Buffer, version: Version): void {
+  const piece = { pg: cluster.pg().pg, image: IMAGE, object, order: 16, replace: true, offset: 0, length: data.length };
+  store.recover({ ...piece, version }, data, payloadChecksums(data, IMAGE, object, 0), () => {});
+}
+
+test('a primary that lost a write its log tells of gets the object back from a member that proves it all, and gives its own to nobody', async (t) => {
+  const world = await begin(t);
+  const { cluster, image, disks } = world;
   await write(image, 0, pattern(1));
+  const [primary, ...members] = cluster.pg().acting as [number, number, number];
   const { store } = cluster.primary();
   const old = store.objectVersion(IMAGE, 0);
   await write(image, 0, pattern(2));
-  const lost = { pg: cluster.pg().pg, image: IMAGE, object: 0, order: 16, replace: true, offset: 0, length: 65_536 };
-  store.recover({ ...lost, version: old }, pattern(1), payloadChecksums(pattern(1), IMAGE, 0, 0), () => {});
-  const findings = found(await scrub(world, true, true));
-  t.deepEqual(findings, [`0 0+65536 ${cluster.member().id} version; no copy is what the log says`]);
-  cluster.member().store.read(IMAGE, 0, 16, 0, 65_536, (_, __, payload) => {
-    t.true(payload!.equals(pattern(2)));
-  });
+  await write(image, 65_536, pattern(3));
+  put(cluster, store, 0, pattern(1), old);
+  store.recoverDelete(cluster.pg().pg, IMAGE, 1, () => {});
+  t.deepEqual(
+    found(await scrub(world, false, false)).sort(),
+    [0, 1].map((object) => `${object} 0+65536 ${primary} version`),
+  );
+  for (const id of members) disks.get(id)!.spoil(IMAGE, 0, BLOCK);
+  const why = `0 0+65536 ${primary} version; daemon ${members[1]}, which has it, has bad blocks`;
+  t.deepEqual(found(await scrub(world, false, true)), [why]);
+  t.deepEqual(store.objectVersion(IMAGE, 0), old);
+  disks.get(members[1]!)!.wellAgain();
+  t.deepEqual(found(await scrub(world, true, true)), []);
+  t.true((await read(image, 0, 2 * 65_536)).equals(Buffer.concat([pattern(2), pattern(3)])));
+  t.is(cluster.difference(), null);
+});
+
+test('an object that is deleted, by the log, is removed from whoever still has it', async (t) => {
+  const world = await begin(t, { daemons: 2, replicas: 2 });
+  const { cluster, image } = world;
+  for (const object of [0, 1]) await write(image, object * 65_536, pattern(1));
+  const old = cluster.primary().store.objectVersion(IMAGE, 0);
+  await zero(image, 0, 2 * 65_536);
+  put(cluster, cluster.primary().store, 0, pattern(1), old);
+  put(cluster, cluster.member().store, 1, pattern(1), old);
+  t.deepEqual(found(await scrub(world, false, true)), []);
+  t.is(cluster.difference(), null);
+  t.true((await read(image, 0, 2 * 65_536)).every((byte) => byte === 0));
+});
+
+test('where the log no longer tells, an object that the primary does not have is not taken from the member', async (t) => {
+  const world = await begin(t, { daemons: 2, replicas: 2, store: { logEntriesMax: 2 } });
+  const { cluster, image } = world;
+  await write(image, 0, pattern(1));
+  for (const object of [1, 2, 3]) await write(image, object * 65_536, pattern(object));
+  cluster.primary().store.recoverDelete(cluster.pg().pg, IMAGE, 0, () => {});
+  const { store, id } = cluster.member();
+  t.deepEqual(found(await scrub(world, false, true)), [`0 0+65536 ${id} version; no copy is what the log says`]);
+  t.true(store.objectVersion(IMAGE, 0).seq > 0);
 });
 
 test('copies of one version that differ and both match their checksums are reported, and not judged', async (t) => {
