@@ -3,7 +3,16 @@
 // A session lives as long as its subscription. When that breaks, its locks may be taken at once: nearly always its
 // process is dead, and a dead gateway must be replaceable without waiting. If it only lost the connection, nothing is at
 // risk: the next owner gets a higher fence, which every up daemon obeys before the lock is granted, and the old owner's
-// writes fail with FENCED. After a restart of the master nobody is subscribed yet, so sessions that hold locks count as
+// writes fail with FENCED.
+//
+// A daemon that is down is not waited for, though it may live, cut off together with the old owner, and not know the
+// fence. That is safe: the new owner stamps its requests with the fence's epoch or a newer one, so whoever answers it
+// obeys the fence, in an interval that all earlier ones have ended for: they needed every member's answer to a write, and
+// one of their members is in the new one and refuses. So in each PG the old owner's last write comes before the new
+// owner's first request; what the new owner finds is what it would find if the old one had died a moment later. Where all
+// members are cut off, the new owner waits. (Reads of a cut-off daemon end with its leases: cluster/daemon/lease.ts.)
+//
+// After a restart of the master nobody is subscribed yet, so sessions that hold locks count as
 // alive for GRACE_MS.
 
 import { StorageError } from '../../proto/errors.ts';
