@@ -415,10 +415,11 @@ export class Master implements ControlService {
 
   /** Moves that wait for room, or that have filled a disk, are looked at again now and then. */
   #lookForRoom(now: number): void {
-    if (now - this.#roomLookedAt < ROOM_AGAIN_MS) return;
+    const full = [...this.#presences.values()].filter(({ space }) => space?.full === true).map(({ id }) => id);
+    // One that has just run full is looked at right away: clients' writes may be refused because of it.
+    if (now - this.#roomLookedAt < ROOM_AGAIN_MS && !this.#planner.isNewlyFull(full)) return;
     this.#roomLookedAt = now;
-    const full = [...this.#presences.values()].filter(({ space }) => space?.full === true);
-    this.#planner.setFull(new Set(full.map(({ id }) => id)), this.#state.pgs.values());
+    this.#planner.setFull(full, this.#state.pgs.values());
     // Settling is what looks.
     if (this.#planner.holds) this.#background('go on with moves', () => {});
   }

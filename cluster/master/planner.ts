@@ -44,11 +44,15 @@ export class Planner {
     return this.#held.size > 0;
   }
 
+  isNewlyFull(full: readonly DaemonId[]): boolean {
+    return full.some((id) => !this.#full.has(id));
+  }
+
   /** These daemons have no space left, and these are all PGs: those that move there are looked at again. */
-  setFull(full: ReadonlySet<DaemonId>, records: Iterable<PgRecord>): void {
-    this.#full = full;
+  setFull(full: readonly DaemonId[], records: Iterable<PgRecord>): void {
+    this.#full = new Set(full);
     for (const { pg, acting, complete } of records)
-      if (acting.some((id) => full.has(id) && !complete.includes(id))) this.#held.add(pg);
+      if (acting.some((id) => this.#full.has(id) && !complete.includes(id))) this.#held.add(pg);
   }
 
   settle(change: Change): void {
@@ -70,14 +74,14 @@ export class Planner {
     for (const daemon of change.rebooted) record = withoutComplete(record, daemon);
     const isUp = (id: DaemonId): boolean => change.daemons.get(id)?.entry.up ?? false;
     const { replicas } = change.pools.get(poolOfPg(record.pg))!;
-    this.#held.delete(record.pg);
-    const hasRoom = (id: DaemonId): boolean => {
-      const has = roomNow().take(record.pg, id);
-      if (!has) this.#held.add(record.pg);
-      return has;
-    };
-    const isFull = (id: DaemonId): boolean => this.#full.has(id);
-    const acting = desiredActing(record, this.target(record.pg), isUp, { replicas, hasRoom, isFull });
+    const target = this.target(record.pg);
+    const acting = desiredActing(record, target, isUp, {
+      replicas,
+      hasRoom: (id) => roomNow().take(record.pg, id),
+      isFull: (id) => this.#full.has(id),
+    });
+    if (target.some((id) => isUp(id) && !acting.includes(id))) this.#held.add(record.pg);
+    else this.#held.delete(record.pg);
     const rebooted = record.acting.some((id) => change.rebooted.has(id));
     return rebooted || !sameOrder(acting, record.acting) ? nextInterval(record, acting, change.nextEpoch) : record;
   }

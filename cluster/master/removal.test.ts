@@ -138,6 +138,24 @@ test('moves that begin together do not overfill a disk together', async (t) => {
   t.is(members(world, 3), 3);
 });
 
+test('a disk that runs full while data moves to it is let off within a second, and all copies stay where they were', async (t) => {
+  const world = await cluster(2);
+  const three = await world.daemon(3).start();
+  const moving = members(world, 3);
+  t.true(moving > 0);
+  await world.activateAll();
+  three.space = { usedBytes: 100, freeBytes: 0, full: true };
+  await three.beat();
+  await world.clock.advance(1_000);
+  t.is(members(world, 3), 0);
+  await settle(world);
+  t.true([...world.map.pgs.values()].every(({ acting }) => acting.length === 2));
+  three.space = { usedBytes: 0, freeBytes: 2 ** 40, full: false };
+  await three.beat();
+  await world.clock.advance(6_000);
+  t.is(members(world, 3), moving, 'there is room again');
+});
+
 test('the speed of recovery is set for a daemon, kept by the master, and told with every heartbeat', async (t) => {
   const world = await cluster(1);
   await world.settled(world.master.handle('setDaemon', { id: 1, recoveryBytesPerSecond: 5e6 }));
