@@ -2,6 +2,7 @@
 //
 //   check        type check, format and lint: one test each
 //   unit         *.test.ts beside the files they test
+//   fuzz         *.fuzz.test.ts: a million damaged inputs per decoder, or --inputs N of them
 //   sim          *.test.ts in cluster/sim and *.sim.test.ts: whole clusters in one process, under a seed
 //   integration  *.integration.test.ts, and vm-tests that need no kernel: real processes, real clients
 //   vm           vm-tests/kernel-*.test.ts: a real kernel's block device and file systems
@@ -35,6 +36,7 @@ const MINUTE = 60_000;
 const isVm = (file: string): boolean => file.startsWith('vm-tests/kernel-');
 const isIntegration = (file: string): boolean =>
   !isVm(file) && (file.startsWith('vm-tests/') || file.endsWith('.integration.test.ts'));
+const isFuzz = (file: string): boolean => file.endsWith('.fuzz.test.ts');
 const isSim = (file: string): boolean => file.startsWith('cluster/sim/') || file.endsWith('.sim.test.ts');
 
 /** Together they stay below the 15 minutes that continuous integration gives a run. */
@@ -43,8 +45,9 @@ const PARTS: Part[] = [
     name: 'unit',
     limitMs: 2.5 * MINUTE,
     concurrency: availableParallelism(),
-    files: (all) => all.filter((file) => !isVm(file) && !isIntegration(file) && !isSim(file)),
+    files: (all) => all.filter((file) => !isVm(file) && !isIntegration(file) && !isSim(file) && !isFuzz(file)),
   },
+  { name: 'fuzz', limitMs: 3 * MINUTE, concurrency: availableParallelism(), files: (all) => all.filter(isFuzz) },
   { name: 'sim', limitMs: 2 * MINUTE, concurrency: availableParallelism(), files: (all) => all.filter(isSim) },
   { name: 'integration', limitMs: 6 * MINUTE, concurrency: 3, files: (all) => all.filter(isIntegration) },
   { name: 'vm', limitMs: 3 * MINUTE, concurrency: 2, files: (all) => all.filter(isVm) },
@@ -138,7 +141,7 @@ async function runPart(part: Part, all: readonly string[], avaOptions: readonly 
   let inFailure = false; // what follows a "not ok" line, up to the next test, explains it
   const why = await runTool(
     ['ava', '--tap', '--concurrency', String(part.concurrency), ...avaOptions, ...files],
-    part.limitMs,
+    part.name === 'fuzz' ? part.limitMs * inputsMore : part.limitMs,
     (line) => {
       const result = /^(not )?ok \d+ - (.*?)( # (SKIP|TODO).*)?$/.exec(line);
       if (result === null) {
@@ -172,7 +175,12 @@ async function runPart(part: Part, all: readonly string[], avaOptions: readonly 
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { seeds: { type: 'string' }, seed: { type: 'string' }, match: { type: 'string' } },
+  options: {
+    seeds: { type: 'string' },
+    seed: { type: 'string' },
+    inputs: { type: 'string' },
+    match: { type: 'string' },
+  },
 });
 const known = ['check', ...PARTS.map((part) => part.name)];
 const unknown = positionals.filter((name) => !known.includes(name));
@@ -180,15 +188,17 @@ if (unknown.length > 0) {
   console.error(`test: there is no part "${unknown[0]}": choose from ${known.join(', ')}, or none for all`);
   process.exit(2);
 }
-for (const name of ['seeds', 'seed'] as const) {
+for (const name of ['seeds', 'seed', 'inputs'] as const) {
   const value = values[name];
   if (value === undefined) continue;
   if (!/^\d+$/.test(value)) {
     console.error(`test: --${name} must be a whole number, not "${value}"`);
     process.exit(2);
   }
-  process.env[`ASHLAR_${name.toUpperCase()}`] = value; // cluster/sim reads them
+  process.env[`ASHLAR_${name.toUpperCase()}`] = value; // cluster/sim and scripts/fuzz read them
 }
+/** More inputs than a test run has take longer, as whoever asked for them knows. */
+const inputsMore = Math.max(1, Number(values.inputs ?? 0) / 1_000_000);
 
 const chosen = positionals.length === 0 ? known : known.filter((name) => positionals.includes(name));
 const all = globSync('{proto,cluster,gateway,scripts,vm-tests}/**/*.test.ts', {

@@ -1,7 +1,7 @@
 // A million damaged inputs for each side of the codec: haggling, and requests. The package stands alone, and so does its
 // small generator of damage.
 //
-//   ASHLAR_FUZZ=50000000 ASHLAR_FUZZ_SEED=7 npx ava …     more inputs, and others
+//   ASHLAR_INPUTS=50000000 ASHLAR_SEED=7 npx ava …     more inputs, and others
 
 import test from 'ava';
 import { encodeClientFlags, encodeInfoRequest, encodeMetaRequest, encodeOption, encodeRequest } from './client.ts';
@@ -11,8 +11,8 @@ import { OPTION_BYTES_MAX } from './limits.ts';
 import { rulesOf } from './refusal.ts';
 import { RequestDecoder } from './request-decoder.ts';
 
-const INPUTS = Number(process.env.ASHLAR_FUZZ ?? 1_000_000);
-const SEED = Number(process.env.ASHLAR_FUZZ_SEED ?? 1);
+const INPUTS = Number(process.env.ASHLAR_INPUTS ?? 1_000_000);
+const SEED = Number(process.env.ASHLAR_SEED ?? 1);
 /** One input that takes longer hangs, however loaded the machine is. */
 const INPUT_MS_MAX = 2_000;
 const PAYLOAD_BYTES_MAX = 64 * 1024;

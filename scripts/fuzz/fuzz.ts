@@ -1,8 +1,8 @@
 // Runs a decoder over many inputs and holds it to what every decoder promises: a typed error or a result, within a time
 // and within the memory that its limits allow.
 //
-//   scripts/test                            ASHLAR_FUZZ unset: a million inputs per decoder
-//   ASHLAR_FUZZ=50000000 ASHLAR_FUZZ_SEED=7 npx ava 'cluster/**/*.fuzz.test.ts'        more of them, and others
+//   scripts/test fuzz                                a million inputs per decoder, ten thousand conversations
+//   scripts/test fuzz --inputs 50000000 --seed 7     more of them, and others
 //
 // A failure names the seed, the number of the input and its bytes. That both outcomes occurred is part of the test: a
 // decoder that refuses everything was not tested, and one that takes everything checks nothing.
@@ -11,8 +11,8 @@ import type { ExecutionContext } from 'ava';
 import { StorageError } from '../../proto/errors.ts';
 import { Mutator, type Random } from './mutator.ts';
 
-export const INPUTS = Number(process.env.ASHLAR_FUZZ ?? 1_000_000);
-export const SEED = Number(process.env.ASHLAR_FUZZ_SEED ?? 1);
+export const INPUTS = Number(process.env.ASHLAR_INPUTS ?? 1_000_000);
+export const SEED = Number(process.env.ASHLAR_SEED ?? 1);
 /** One input that takes longer hangs, however loaded the machine is. */
 const INPUT_MS_MAX = 2_000;
 /** All inputs of a test together, at a million each. More inputs need more: the runner's own limit is what ends them. */
