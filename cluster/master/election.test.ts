@@ -136,6 +136,17 @@ test('one that resigns may lead again, in another life of the key', async (t) =>
   t.not((await store.get(KEY))!.created, created);
 });
 
+test('a lease that could not be given back is given back when the store answers again: nobody waits for its end', async (t) => {
+  const { clock, a, b } = await two(t);
+  a.reach.away = true;
+  a.election.resign('its store failed');
+  await clock.advance(FOLLOW_MS);
+  t.deepEqual(b.story, [], 'the key is still there');
+  a.reach.away = false;
+  await clock.advance(2 * FOLLOW_MS);
+  t.is([a, b].filter(({ election }) => election.leads).length, 1);
+});
+
 test('a claim whose answer comes too late is given back, not lived in', async (t) => {
   const clock = new HandClock();
   const store = new MemoryLeaseStore(clock);

@@ -43,6 +43,8 @@ export class Election {
   #leader = '';
   #term: Term | null = null;
   #closed = false;
+  /** A lease of ours that the store has not heard the end of: while it lasts, its key keeps everybody waiting. */
+  #leftover: string | null = null;
   readonly #campaign: Promise<void>;
   #wake: () => void = () => {};
 
@@ -78,6 +80,7 @@ export class Election {
   async #run(): Promise<void> {
     while (!this.#closed) {
       try {
+        await this.#giveLeftoverBack();
         const pair = await this.#options.store.get(this.#options.key);
         this.#leader = pair?.value ?? '';
         if (pair === null && !this.#closed) await this.#standForElection();
@@ -109,8 +112,17 @@ export class Election {
       }
     } finally {
       // Also if it is unknown whether the claim was heard: with the lease the key goes too.
-      await store.revoke(lease).catch((error: unknown) => log.warn('a lease runs out', { why: messageOf(error) }));
+      this.#leftover = lease;
+      await this.#giveLeftoverBack().catch((error: unknown) =>
+        log.warn('a lease could not be given back yet', { why: messageOf(error) }),
+      );
     }
+  }
+
+  async #giveLeftoverBack(): Promise<void> {
+    if (this.#leftover === null) return;
+    await this.#options.store.revoke(this.#leftover);
+    this.#leftover = null;
   }
 
   async #renewals(term: Term): Promise<void> {
