@@ -59,6 +59,14 @@ const CLOGGED: Partial<Plan> = {
   network: { ...CALM_NETWORK, delayMeanMs: 2, clogChance: 0.01, clogMaxMs: 3_000 },
 };
 const FLIPS: Partial<Plan> = { network: { ...CALM_NETWORK, flipChance: 0.01 } };
+/** One disk that forgets bits again and again. */
+const ROT: Partial<Plan> = {
+  store: 'disk',
+  faults: ['bit rot'],
+  faultEveryMs: 150,
+  imageBytes: 262_144,
+  depth: 16,
+};
 const TAKE_OVERS: Partial<Plan> = { faults: ['take over'], faultEveryMs: 400, observer: true, depth: 16 };
 
 export const BUGS: readonly Bug[] = [
@@ -500,5 +508,29 @@ export const BUGS: readonly Bug[] = [
     name: 'changes-of-a-block-overtake-each-other',
     edits: [edit('client/block-locks.ts', 'for (let i = 0; i < index; i++) if', 'for (let i = 0; i < 0; i++) if')],
     plan: { depth: 16, faults: ['reset connections', 'crash daemon'], faultEveryMs: 300 },
+  },
+
+  // --- scrub and repair
+  {
+    name: 'repair-from-an-unproven-copy',
+    edits: [
+      edit(
+        'daemon/repair.ts',
+        'let unproven = own.bad;',
+        `for (const block of own.bad) {
+          const bytes = own.payload!.subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES);
+          const number = range.offset / BLOCK_BYTES + block;
+          own.checks.writeUInt32LE(blockChecksum(bytes, range.image, range.object, number), block * 4);
+        }
+        let unproven: number[] = [];`,
+      ),
+    ],
+    why: 'the primary believes its own bytes, gives them a new checksum, and hands them to readers and members',
+    plan: ROT,
+  },
+  {
+    name: 'scrub-that-overlooks-bad-blocks',
+    edits: [edit('daemon/scrub.ts', 'if (counts.some((count) => count > 0)) return true;', '')],
+    plan: ROT,
   },
 ];
