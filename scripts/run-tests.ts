@@ -48,7 +48,7 @@ const PARTS: Part[] = [
     files: (all) => all.filter((file) => !isVm(file) && !isIntegration(file) && !isSim(file) && !isFuzz(file)),
   },
   { name: 'fuzz', limitMs: 3 * MINUTE, concurrency: availableParallelism(), files: (all) => all.filter(isFuzz) },
-  { name: 'sim', limitMs: 2 * MINUTE, concurrency: availableParallelism(), files: (all) => all.filter(isSim) },
+  { name: 'sim', limitMs: 5 * MINUTE, concurrency: availableParallelism(), files: (all) => all.filter(isSim) },
   { name: 'integration', limitMs: 6 * MINUTE, concurrency: 3, files: (all) => all.filter(isIntegration) },
   { name: 'vm', limitMs: 3 * MINUTE, concurrency: 2, files: (all) => all.filter(isVm) },
 ];

@@ -25,10 +25,12 @@ import { SimNetwork } from './sim-network.ts';
 import { StoreHome } from './store-home.ts';
 import { witnessed } from './witness.ts';
 
-/** Places where a test plants a bug, to see that it is found. */
+/** Places where a test puts something in between: a bug, to see that it is found, or a gateway. */
 export interface Hooks {
   wrapStore?(store: Store, daemon: number): Store;
   wrapNetwork?(network: Network, machine: string): Network;
+  /** What the workload uses instead of an image that was opened: a gateway in front of it. */
+  wrapImage?(image: Image, life: Incarnation, cluster: ClusterSim): Image;
 }
 
 export const IMAGE_NAME = 'image';
@@ -398,7 +400,8 @@ export class ClusterSim {
       const client = this.newClient(life);
       try {
         await client.start();
-        opened(life, await client.open(IMAGE_NAME, { readOnly, takeOver: true }));
+        const image = await client.open(IMAGE_NAME, { readOnly, takeOver: true });
+        opened(life, this.#hooks.wrapImage?.(image, life, this) ?? image);
       } catch (error) {
         await client.close();
         throw error;

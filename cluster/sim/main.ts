@@ -1,11 +1,13 @@
 // Runs seeds of the simulation: node cluster/sim/main.ts [--seeds N] [--seed FIRST] [--verbose] [--store memory|disk]
-// [--plan JSON], which replaces parts of what the seeds draw (plan.ts).
+// [--plan JSON], which replaces parts of what the seeds draw (plan.ts), [--shrink], which makes the first failure smaller.
 //
 // Every fifth seed runs twice, and its digests must be equal. Exits 1 when a seed fails, 2 when a run does not repeat.
 
+import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
 import type { Plan } from './plan.ts';
 import { describeFailure, type RunOptions, runSeed } from './run-seed.ts';
+import { shrink } from './shrink.ts';
 
 const TWICE_EVERY = 5;
 const VACUOUS_SHARE_MAX = 0.05;
@@ -16,6 +18,7 @@ const { values } = parseArgs({
     seed: { type: 'string', default: '1' },
     store: { type: 'string' },
     plan: { type: 'string', default: '{}' },
+    shrink: { type: 'boolean', default: false },
     verbose: { type: 'boolean', default: false },
   },
 });
@@ -31,6 +34,17 @@ const options: RunOptions = {
   ...(values.store === 'memory' || values.store === 'disk' ? { stores: [values.store] as const } : {}),
 };
 
+/** What the failing sources are, as far as git knows them. */
+function commit(): string {
+  try {
+    const git = (...args: string[]): string =>
+      execFileSync('git', args, { cwd: import.meta.dirname, encoding: 'utf8', stdio: 'pipe' }).trim();
+    return git('rev-parse', '--short', 'HEAD') + (git('status', '--porcelain') === '' ? '' : ' and changes');
+  } catch {
+    return 'unknown: no git here';
+  }
+}
+
 const started = performance.now();
 const probes = new Map<string, number>();
 let virtualMs = 0;
@@ -44,9 +58,16 @@ for (let seed = first; seed < first + count; seed++) {
     const first = failed.length === 0;
     process.stdout.write(
       first
-        ? `${describeFailure(outcome, count === 1 ? 400 : 60)}\n`
+        ? `commit ${commit()}\n${describeFailure(outcome, count === 1 ? 400 : 60)}\n`
         : `seed ${seed} fails: ${outcome.failure.message}\n`,
     );
+    if (first && values.shrink) {
+      const { plan, outcome: smaller, runs } = await shrink({ runSeed }, outcome, options);
+      process.stdout.write(
+        `after ${runs} runs it still fails, with ${smaller.events} events: ${smaller.failure!.message}\n` +
+          `node cluster/sim/main.ts --seeds 1 --seed ${seed}${values.store === undefined ? '' : ` --store ${values.store}`} --plan '${JSON.stringify(plan)}'\n`,
+      );
+    }
     failed.push(seed);
     continue;
   }

@@ -18,15 +18,21 @@ const FREE_PAGES_MAX = 64;
 export class Nemesis {
   readonly #cluster: ClusterSim;
   readonly #writers: Writers;
-  readonly #random: SimRandom;
+  /** When and what. */
+  readonly #schedule: SimRandom;
+  /** How: of its own for each strike, so that leaving one out changes no other. */
+  #random: SimRandom;
   #over = false;
   /** Faults that took place. */
   fired = 0;
+  /** Times that one was tried, or left out. */
+  strikes = 0;
 
   constructor(cluster: ClusterSim, writers: Writers) {
     this.#cluster = cluster;
     this.#writers = writers;
-    this.#random = cluster.random.fork('nemesis');
+    this.#schedule = cluster.random.fork('nemesis');
+    this.#random = this.#schedule;
   }
 
   start(): void {
@@ -54,11 +60,14 @@ export class Nemesis {
 
   #nextWithin(mostMs: number): void {
     const { scheduler, plan } = this.#cluster;
-    scheduler.after(Math.min(mostMs, this.#random.exponential(plan.faultEveryMs)), 'nemesis', () => {
+    scheduler.after(Math.min(mostMs, this.#schedule.exponential(plan.faultEveryMs)), 'nemesis', () => {
       if (this.#over) return;
-      const fault = this.#random.pick(plan.faults);
-      const struck = this.#strike(fault);
-      if (struck) {
+      const fault = this.#schedule.pick(plan.faults);
+      const number = this.strikes++;
+      this.#random = this.#schedule.fork(`strike ${number}`);
+      const leftOut = plan.faultsLeftOut.includes(number);
+      const struck = leftOut || this.#strike(fault);
+      if (struck && !leftOut) {
         this.fired++;
         scheduler.probe(fault);
         scheduler.note('', `nemesis: ${fault}`);

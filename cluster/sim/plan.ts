@@ -62,6 +62,8 @@ export interface Plan {
   readonly oneHost: boolean;
   readonly faults: readonly Fault[];
   readonly faultEveryMs: number;
+  /** Numbers of the strikes that do not take place: shrink.ts. */
+  readonly faultsLeftOut: readonly number[];
   readonly network: NetworkFaults;
   readonly controlLossChance: number;
   readonly controlRepeatChance: number;
@@ -138,6 +140,7 @@ export function planOf(seed: number, random: SimRandom, stores: readonly ('memor
     oneHost: random.chance(0.3),
     faults,
     faultEveryMs: random.pick([1_000, 2_500, 6_000]),
+    faultsLeftOut: [],
     network: { ...networkOf(random), repeatChance: more.chance(0.3) ? more.unit() * 0.02 : 0 },
     controlLossChance: random.chance(0.3) ? 0.05 : 0,
     controlRepeatChance: more.chance(0.3) ? 0.1 : 0,

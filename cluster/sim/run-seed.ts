@@ -23,6 +23,8 @@ export interface Outcome {
   readonly virtualMs: number;
   readonly ackedOperations: number;
   readonly faultsFired: number;
+  /** Times that a fault was tried. */
+  readonly strikes: number;
   /** Too little happened for "nothing wrong" to mean anything. */
   readonly vacuous: boolean;
   readonly probes: ReadonlyMap<string, number>;
@@ -92,6 +94,7 @@ export async function runSeed(seed: number, options: RunOptions = {}): Promise<O
     virtualMs: scheduler.now,
     ackedOperations: model.ackedOperations,
     faultsFired: nemesis.fired,
+    strikes: nemesis.strikes,
     vacuous: model.ackedOperations < ACKED_LEAST || nemesis.fired === 0,
     probes: scheduler.probes,
     trace: scheduler.trace().map(traceLine),

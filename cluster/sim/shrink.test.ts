@@ -1,0 +1,32 @@
+import test from 'ava';
+import { BUGS } from './bugs.ts';
+import { plant } from './planting.ts';
+import { shrink } from './shrink.ts';
+
+test('a failing seed is made smaller until nothing can be left out, still fails, and replays to the same digest', async (t) => {
+  t.timeout(120_000);
+  const bug = BUGS.find(({ name }) => name === 'replay-over-newer-writes')!;
+  const simulation = await plant('shrunk', bug.edits);
+  const options = {
+    plan: {
+      ...bug.plan,
+      faults: ['crash daemon', 'crash master', 'take over'] as const,
+      minSize: 1,
+      operations: 300,
+      durationMs: 8_000,
+    },
+  };
+  let failing = await simulation.runSeed(1, options);
+  for (let seed = 2; failing.failure === null && seed < 40; seed++) failing = await simulation.runSeed(seed, options);
+  t.not(failing.failure, null, 'the bug shows');
+  const { plan, outcome } = await shrink(simulation, failing, options);
+  t.true(outcome.events <= failing.events);
+  t.true(outcome.faultsFired < failing.faultsFired, `${outcome.faultsFired} of ${failing.faultsFired} faults are left`);
+  t.true(outcome.plan.operations < failing.plan.operations);
+  t.log(
+    `${failing.events} events and ${failing.faultsFired} faults became ${outcome.events} and ${outcome.faultsFired}`,
+  );
+  const again = await simulation.runSeed(failing.seed, { plan });
+  t.not(again.failure, null);
+  t.is(again.digest, outcome.digest);
+});
