@@ -98,7 +98,7 @@ export class FaultProxy {
     const fault = this.#faultOf(source, target);
     if (fault.refuse === true) {
       this.done.refused++;
-      socket.on('error', () => {}).resetAndDestroy();
+      breakOff(socket.on('error', () => {}));
       return;
     }
     this.done.connections++;
@@ -107,6 +107,13 @@ export class FaultProxy {
     this.#links.add(link);
     link.onRules(fault);
   }
+}
+
+/** With a reset where the kernel allows it: not before there is a connection, and not while an end is being sent. */
+function breakOff(socket: Socket): void {
+  if (socket.destroyed) return;
+  if (socket.connecting || socket.writableEnded) socket.destroy();
+  else socket.resetAndDestroy();
 }
 
 class Link {
@@ -146,8 +153,7 @@ class Link {
     (direction === 'forth' ? this.#forth : this.#back).cut();
   }
   reset(): void {
-    for (const socket of [this.#near, this.#far])
-      if (!socket.destroyed) socket.connecting ? socket.destroy() : socket.resetAndDestroy();
+    for (const socket of [this.#near, this.#far]) breakOff(socket);
     this.#end();
   }
   #closed(): void {

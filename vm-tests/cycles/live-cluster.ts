@@ -93,9 +93,12 @@ export class LiveCluster {
       role.stopped = false;
     }
   }
-  /** Starts what does not run; resolves when all of it serves. */
+  /** Starts what does not run; resolves when all of it serves. The gateway comes last: it needs a master to start. */
   async startAgain(...names: string[]): Promise<void> {
-    await Promise.all(names.filter((name) => !this.isRunning(name)).map((name) => this.#run(this.#roleOf(name))));
+    const run = (some: string[]): Promise<unknown> =>
+      Promise.all(some.filter((name) => !this.isRunning(name)).map((name) => this.#run(this.#roleOf(name))));
+    await run(names.filter((name) => name !== 'gateway'));
+    await run(names.filter((name) => name === 'gateway'));
   }
   /** SIGSTOP: it lives and does nothing. */
   freeze(name: string): void {
