@@ -350,7 +350,8 @@ export class Daemon {
 
   /** Did this very process lead the newest interval that served before this one? */
   ledBefore(interval: Interval): boolean {
-    return this.#pgs.get(interval.entry.pg)?.allowed === interval.entry.lastActive;
+    const { pg, lastActive } = interval.entry;
+    return lastActive > 0 && this.#pgs.get(pg)?.allowed === lastActive;
   }
 
   /** What this daemon does as primary of the PG; null if it is not. */
