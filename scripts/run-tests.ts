@@ -6,6 +6,7 @@
 //   sim          *.test.ts in cluster/sim and *.sim.test.ts: whole clusters in one process, under a seed
 //   integration  *.integration.test.ts, and vm-tests that need no kernel: real processes, real clients
 //   vm           vm-tests/kernel-*.test.ts: a real kernel's block device and file systems
+//   soak         only when asked for: faults on real processes (vm-tests/cycles) for --minutes M
 //
 // Every part has a time limit; what runs longer is ended by its process group and counts as failed. AVA speaks TAP,
 // which is counted here; failures are shown whole, the rest as one line per part.
@@ -57,6 +58,8 @@ const CHECKS: [string, string[]][] = [
   ['format and lint', ['biome', 'check', '.']],
 ];
 const CHECK_LIMIT_MS = 2 * MINUTE;
+/** The last cycle of a soak, and the comparison of all copies, may take so much longer. */
+const SOAK_END_MINUTES = 15;
 
 const children = new Set<ChildProcess>();
 function signalGroup(child: ChildProcess, signal: NodeJS.Signals): void {
@@ -131,6 +134,22 @@ async function runChecks(): Promise<Count> {
   return count;
 }
 
+/** Cycles of faults until the time is over, or one fails. What is printed tells seed and story. */
+async function runSoak(minutes: string, seed: string | undefined, kind: string): Promise<Count> {
+  const count: Count = { passed: 0, failed: 0, skipped: [] };
+  const args = ['node', 'vm-tests/cycles/soak.ts', '--minutes', minutes, '--kind', kind];
+  if (seed !== undefined) args.push('--seed', seed);
+  const why = await runTool(args, (Number(minutes) + SOAK_END_MINUTES) * MINUTE, (line) => {
+    if (/Z cycle \d+: /.test(line)) count.passed++;
+    console.log(line);
+  });
+  if (why !== null) {
+    count.failed++;
+    console.log(`not ok - soak: ${why}`);
+  }
+  return count;
+}
+
 async function runPart(part: Part, all: readonly string[], avaOptions: readonly string[]): Promise<Count> {
   const count: Count = { passed: 0, failed: 0, skipped: [] };
   const files = part.files(all);
@@ -180,15 +199,16 @@ const { values, positionals } = parseArgs({
     seed: { type: 'string' },
     inputs: { type: 'string' },
     match: { type: 'string' },
+    minutes: { type: 'string' },
   },
 });
 const known = ['check', ...PARTS.map((part) => part.name)];
-const unknown = positionals.filter((name) => !known.includes(name));
+const unknown = positionals.filter((name) => name !== 'soak' && !known.includes(name));
 if (unknown.length > 0) {
-  console.error(`test: there is no part "${unknown[0]}": choose from ${known.join(', ')}, or none for all`);
+  console.error(`test: there is no part "${unknown[0]}": choose from ${known.join(', ')}, soak, or none for all`);
   process.exit(2);
 }
-for (const name of ['seeds', 'seed', 'inputs'] as const) {
+for (const name of ['seeds', 'seed', 'inputs', 'minutes'] as const) {
   const value = values[name];
   if (value === undefined) continue;
   if (!/^\d+$/.test(value)) {
@@ -200,7 +220,7 @@ for (const name of ['seeds', 'seed', 'inputs'] as const) {
 /** More inputs than a test run has take longer, as whoever asked for them knows. */
 const inputsMore = Math.max(1, Number(values.inputs ?? 0) / 1_000_000);
 
-const chosen = positionals.length === 0 ? known : known.filter((name) => positionals.includes(name));
+const chosen = positionals.length === 0 ? known : [...known, 'soak'].filter((name) => positionals.includes(name));
 const all = globSync('{proto,cluster,gateway,scripts,vm-tests}/**/*.test.ts', {
   cwd: ROOT,
   exclude: (path) => path.includes('node_modules'),
@@ -210,7 +230,9 @@ for (const name of chosen) {
   const start = performance.now();
   const part = PARTS.find((candidate) => candidate.name === name);
   const avaOptions = values.match === undefined ? [] : ['--match', values.match];
-  const count = part === undefined ? await runChecks() : await runPart(part, all, avaOptions);
+  let count: Count;
+  if (name === 'soak') count = await runSoak(values.minutes ?? '10', values.seed, values.match ?? '');
+  else count = part === undefined ? await runChecks() : await runPart(part, all, avaOptions);
   total.passed += count.passed;
   total.failed += count.failed;
   total.skipped.push(...count.skipped);
