@@ -4,9 +4,9 @@
 // wait for anybody. If an interval ends in the same batch, what was said of it is still durable: planner.ts then begins
 // the next one from it.
 
-import type { ControlRequest, PgInterval } from '../../proto/control.ts';
+import type { ControlRequest, PgInterval, PgReport } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
-import { type PgId, pgName } from '../../proto/ids.ts';
+import { type DaemonId, type PgId, pgName } from '../../proto/ids.ts';
 import type { DaemonEntry } from '../../proto/map.ts';
 import { activated, cleaned, isSettled, type PgRecord, waitForOf, withoutComplete } from './intervals.ts';
 import type { Change } from './state.ts';
@@ -19,6 +19,23 @@ export function activatePgs(change: Change, request: ControlRequest<'activate'>)
 /** Every member of these PGs has everything. Returns those for which that was believed. */
 export function cleanPgs(change: Change, request: ControlRequest<'clean'>): PgId[] {
   return mark(change, request, (record) => (record.activated ? cleaned(record) : null));
+}
+
+/**
+ * Does the primary say that none of the members has everything, although some were believed to? They did when the PG was
+ * last clean; since then they may have been peered anew, and half given what was under way.
+ */
+export function isMistaken(record: PgRecord | undefined, report: PgReport, reporter: DaemonId): boolean {
+  if (report.state !== 'incomplete' || record?.since !== report.since || record.acting[0] !== reporter) return false;
+  return !record.activated && record.complete.length > 0 && waitForOf(record).length === 0;
+}
+
+/** Believes nobody any more to have everything: whoever is up and was in the PG's history becomes a member again. */
+export function doubt(change: Change, reports: readonly PgReport[], reporter: DaemonId): void {
+  for (const report of reports) {
+    const record = change.pgs.get(report.pg);
+    if (record !== undefined && isMistaken(record, report, reporter)) change.pgs.set(record.pg, { ...record, complete: [] });
+  }
 }
 
 /** PGs that need nothing of what the daemon, which has left them, still holds. Changes nothing. */

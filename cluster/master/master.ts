@@ -318,6 +318,8 @@ export class Master implements ControlService {
     presence.speed.sample(request.recoveredBytes, now);
     for (const report of request.pgs) if (this.#state.pgs.has(report.pg)) presence.reports.set(report.pg, report);
     if (request.pgs.length > 0) this.#reportsChanged = true;
+    if (request.pgs.some((report) => isMistaken(this.#state.pgs.get(report.pg), report, id)))
+      this.#background('look for other members', (change) => doubt(change, request.pgs, id));
     if (request.epoch > presence.ackedEpoch) {
       presence.ackedEpoch = request.epoch;
       this.#fences.check();
