@@ -141,6 +141,7 @@ test.serial(
     t.is(restored.code, 0, restored.stderr);
     t.regex(restored.stdout, new RegExp(`map epoch ${epoch}\\b`));
     await cluster.startAgain(master);
+    await until('its daemons have proven it', 30_000, async () => (await cluster.ashlar('status')).code === 0);
     await cluster.untilClean();
     await expectGeneration(t, cluster, 'disk', 1);
 

@@ -4,15 +4,16 @@
 //                                sealed with a checksum (proto/sealed.ts)
 //   ashlar master restore FILE   the same records in the store of a master to come
 //
-// A restored store is as old as its backup. Nothing here makes it safe to serve from: the first daemon or client that
-// has seen a newer map stops such a master (master.ts), and `ashlar master recover` then goes on from the daemons. Files
-// and processes are in backup-main.ts.
+// A restored store is as old as its backup: it is marked, and a master serves from it only after every daemon has shown
+// that nothing has happened since (restored-master.ts); otherwise `ashlar master recover` goes on from the daemons. The
+// command that writes the file is in gateway/cli/master.ts, the one that reads it in restore-main.ts.
 
 import type { ControlReply } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
 import type { KeyValueStore } from '../../proto/kv.ts';
 import { MASTER_BACKUP, unseal } from '../../proto/sealed.ts';
 import { MemoryKv } from './memory-kv.ts';
+import { SESSIONS_SKIPPED } from './recover.ts';
 import { KEY_OF, loadState, STORE_FORMAT, type State, TABLES } from './state.ts';
 
 export interface Pair {
@@ -20,6 +21,9 @@ export interface Pair {
   readonly value: string;
 }
 export type Backup = ControlReply<'backup'>;
+
+/** In the store from `restore` until its master has proven that it is the newest (restored-master.ts). */
+export const RESTORED_KEY = '/restored';
 
 /** Every record of a state, as the store holds them. */
 export function pairsOf(state: State): Pair[] {
@@ -41,6 +45,16 @@ export async function decodeBackup(bytes: Buffer): Promise<Backup> {
   if (state.clusterId !== backup.clusterId || state.epoch !== backup.epoch)
     throw new StorageError('CHECKSUM', 'it contradicts itself: its records are of another cluster or epoch');
   return backup;
+}
+
+/**
+ * The backup's records for a store to be served from. Sessions take no epoch, so some may have been opened since that
+ * nobody can see: their numbers are skipped.
+ */
+export async function restoredPairs(backup: Backup): Promise<Pair[]> {
+  const state = await loadState(new MemoryKv(backup.pairs.map(({ key, value }) => [key, value])), '');
+  state.counters = { ...state.counters, session: state.counters.session + SESSIONS_SKIPPED };
+  return [...pairsOf(state), { key: RESTORED_KEY, value: String(backup.epoch) }];
 }
 
 /** Fills an empty store, in one batch. Rejects with EXISTS if it holds anything. */

@@ -29,7 +29,8 @@ import { createImage, createPool, removeImage, resizeImage } from './directory.t
 import { isSettled } from './intervals.ts';
 import { ROOM_AGAIN_MS, TICK_MS } from './limits.ts';
 import { lockImage, unlockImage } from './locks.ts';
-import { activatePgs, cleanPgs, forgettablePgs, preferPrimary } from './marks.ts';
+import { activatePgs, cleanPgs, doubt, forgettablePgs, isMistaken, preferPrimary } from './marks.ts';
+import { outdatedError } from './outdated.ts';
 import { Planner } from './planner.ts';
 import { Preferences } from './preferences.ts';
 import { complain, isHeld, isSilent, newestWords, Presences } from './presence.ts';
@@ -107,6 +108,10 @@ export class Master implements ControlService {
     const now = this.#clock.now();
     for (const { entry } of state.daemons.values()) this.#presences.of(entry.id, entry.bootId, now);
     this.#tick = this.#clock.after(TICK_MS, () => this.#onTick());
+  }
+
+  get clusterId(): string {
+    return this.#state.clusterId;
   }
 
   /** What was last published. */
@@ -229,12 +234,7 @@ export class Master implements ControlService {
   #outdated(who: string, theirs: Epoch, ours: boolean): StorageError {
     const mine = this.#state.epoch;
     if (!ours) return new StorageError('IDENTITY', `${who} has seen map epoch ${theirs} of another cluster`);
-    // Not IDENTITY: they are right, and must live to meet the right master.
-    const error = new StorageError(
-      'UNAVAILABLE',
-      `${who} has seen map epoch ${theirs}, this master's store ends at ${mine}: it is an old copy and must not be ` +
-        'served from; put the newest store back, or rebuild it: ashlar master recover --from-daemons --dir NEW',
-    );
+    const error = outdatedError(who, theirs, mine);
     this.#fail(error);
     return error;
   }

@@ -6,7 +6,7 @@ import { resolve } from 'node:path';
 import { Command } from 'commander';
 import { StorageError } from '../../proto/errors.ts';
 import { addOptions, exitOnUsage, optionsOf, UsageError } from '../world/options.ts';
-import { decodeBackup } from './backup.ts';
+import { decodeBackup, restoredPairs } from './backup.ts';
 import { fillSharedStore, makeStore, runCommand } from './offline.ts';
 
 const OPTIONS = [
@@ -34,10 +34,11 @@ await runCommand('master restore', async () => {
     if (error instanceof StorageError) throw new StorageError(error.code, `${file}: ${error.message}`, error);
     throw error;
   });
-  if (dir !== '') await makeStore(dir, backup.pairs);
+  if (dir !== '') await makeStore(dir, await restoredPairs(backup));
   else await fillSharedStore(store, backup.pairs);
   process.stdout.write(
     `the master of cluster ${backup.clusterId} is restored in ${dir !== '' ? resolve(dir) : store}, as of map epoch ${backup.epoch}\n` +
-      'if a daemon or client has seen a newer map, it stops itself: then use "ashlar master recover"\n',
+      'it serves when every storage daemon has shown that nothing has happened since; if something has, it stops\n' +
+      'itself: then use "ashlar master recover"\n',
   );
 });

@@ -16,7 +16,8 @@ import { serveGrpc } from '../world/grpc-server.ts';
 import { UsageError } from '../world/options.ts';
 import { SqliteKv } from '../world/sqlite-kv.ts';
 import { ElectedMaster } from './elected-master.ts';
-import { Master } from './master.ts';
+import type { Master } from './master.ts';
+import { openMaster, type RestoredMaster } from './restored-master.ts';
 
 export interface MasterServerOptions {
   /** Made if it is missing. */
@@ -45,9 +46,9 @@ export const STORE_FILE = 'master.db';
 export async function startMaster(options: MasterServerOptions): Promise<MasterServer> {
   const { dir, listen, outAfterMs, log, onFatal } = options;
   const kv = new SqliteKv(storeIn(resolve(dir)));
-  let master: Master;
+  let master: Master | RestoredMaster;
   try {
-    master = await Master.open({ clock: openClock(), random: openRandom(), log, kv, outAfterMs, onFatal });
+    master = await openMaster({ clock: openClock(), random: openRandom(), log, kv, outAfterMs, onFatal });
   } catch (error) {
     await kv.close();
     throw error;
@@ -56,7 +57,7 @@ export async function startMaster(options: MasterServerOptions): Promise<MasterS
     const server = await serveGrpc(master, listen, log);
     return {
       address: server.address,
-      clusterId: master.map.clusterId,
+      clusterId: master.clusterId,
       async close() {
         await master.close();
         await server.close();
