@@ -6,9 +6,9 @@ import { BUGS, type Bug } from './bugs.ts';
 import { type PlantedSimulation, plant } from './planting.ts';
 import { describeFailure, type Outcome, type RunOptions, runSeed } from './run-seed.ts';
 
-const SEEDS_MAX = 40;
+const SEEDS_MAX = 80;
 /** Seeds of the product itself under each plan. */
-const SEEDS_OF_CONTROL = 2;
+const SEEDS_OF_CONTROL = 1;
 
 const optionsOf = ({ plan }: Bug): RunOptions => ({
   plan: plan ?? {},

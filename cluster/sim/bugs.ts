@@ -35,6 +35,14 @@ const POWER: Partial<Plan> = {
   observer: false,
 };
 const POWER_AND_WRITER: Partial<Plan> = { ...POWER, faults: ['cut all power', 'crash writer'] };
+/** Few requests at a time, so that hardly ever a flush waits for power to be back and replays everything at once. */
+const POWER_BETWEEN_FLUSHES: Partial<Plan> = {
+  ...POWER,
+  depth: 2,
+  operations: 1_500,
+  imageBytes: 131_072,
+  largestBytes: 4_096,
+};
 /** Members that come and go while everything is written, with logs too short to catch up by. */
 const CHURN: Partial<Plan> = {
   store: 'memory',
@@ -79,6 +87,20 @@ export const BUGS: readonly Bug[] = [
     ],
     why: 'the second edit leaves the memory to the garbage collector, as giving it too early would be seen first',
     plan: { ...CLOGGED, faults: ['crash daemon', 'crash writer'], faultEveryMs: 500 },
+  },
+  {
+    name: 'reads-see-uncommitted-writes',
+    edits: [edit('daemon/serving.ts', 'if (write !== null) return waitFor(write, request);', '')],
+    plan: {
+      ...CLOGGED,
+      faults: ['crash daemon', 'crash writer'],
+      faultEveryMs: 400,
+      imageBytes: 65_536,
+      largestBytes: 4_096,
+      grainBytes: 4_096,
+      network: { ...CALM_NETWORK, delayMeanMs: 2, clogChance: 0.05, clogMaxMs: 3_000 },
+      layout: { order: 16, stripeUnit: 65_536, stripeCount: 1 },
+    },
   },
   {
     name: 'stale-epoch-served',
@@ -151,24 +173,9 @@ export const BUGS: readonly Bug[] = [
     plan: FLIPS,
   },
   {
-    name: 'member-ignores-a-gap',
-    edits: [
-      edit('daemon/member.ts', ' || frame.pgSeq !== state.lastSeq + 1', ''),
-      edit('store/check.ts', 'next.seq === last.seq + 1 &&', 'next.seq > last.seq &&'),
-    ],
-    why: 'the store refuses a gap too',
-    plan: {
-      ...CLOGGED,
-      pgCount: 1,
-      faults: ['crash daemon'],
-      faultEveryMs: 4_000,
-      network: { ...CALM_NETWORK, delayMeanMs: 1, flipChance: 0.02 },
-    },
-  },
-  {
     name: 'member-acks-fua-unsynced',
     edits: [edit('daemon/member.ts', 'if ((frame.flags & Flag.FUA) === 0) this', 'if (true) this')],
-    plan: POWER_AND_WRITER,
+    plan: { ...POWER_AND_WRITER, imageBytes: 131_072, depth: 4 },
   },
   {
     name: 'member-memory-given-too-early',
@@ -196,8 +203,8 @@ export const BUGS: readonly Bug[] = [
     edits: [
       edit(
         'daemon/interval.ts',
-        'if (this.daemon.isAllowed(this)) return this.#serve();',
-        'if (true) return this.#serve();',
+        'this.daemon.reporter.activate(this, (accepted) => {',
+        'if (true) return this.#serve();\n    this.daemon.reporter.activate(this, (accepted) => {',
       ),
     ],
     plan: CHURN,
@@ -235,7 +242,7 @@ export const BUGS: readonly Bug[] = [
     edits: [
       edit('master/intervals.ts', 'record.activated ? withInterval(record.history, record) : record.history', '[]'),
     ],
-    plan: CHURN,
+    plan: { ...CHURN, faults: ['crash daemon', 'move data'], faultEveryMs: 300 },
   },
   {
     name: 'published-before-it-is-durable',
@@ -257,7 +264,7 @@ export const BUGS: readonly Bug[] = [
         '',
       ),
     ],
-    plan: { ...CLOGGED, faults: ['crash daemon', 'crash writer'], faultEveryMs: 300 },
+    plan: { ...CLOGGED, pgCount: 2, faults: ['crash daemon', 'crash writer'], faultEveryMs: 600 },
   },
   {
     name: 'catch-up-forgets-the-last-entry',
@@ -305,8 +312,8 @@ export const BUGS: readonly Bug[] = [
     plan: {
       ...CHURN_BY_LIST,
       replicas: 2,
-      faults: ['crash daemon'],
-      faultEveryMs: 500,
+      faults: ['crash daemon', 'reset connections'],
+      faultEveryMs: 400,
       grainBytes: 4_096,
       largestBytes: 4_096,
       imageBytes: 1_048_576,
@@ -444,7 +451,7 @@ export const BUGS: readonly Bug[] = [
         '',
       ),
     ],
-    plan: POWER,
+    plan: POWER_BETWEEN_FLUSHES,
   },
   {
     name: 'flush-drops-what-came-later',
@@ -455,7 +462,7 @@ export const BUGS: readonly Bug[] = [
         'if (error === null) this.#unflushed.drop(this.#unflushed.size);',
       ),
     ],
-    plan: { ...POWER, faults: ['cut all power', 'disk stalls'] },
+    plan: { ...POWER_BETWEEN_FLUSHES, depth: 4, operations: 800, faults: ['cut all power', 'disk stalls'] },
   },
   {
     name: 'flush-asks-only-the-primary',
@@ -502,7 +509,7 @@ export const BUGS: readonly Bug[] = [
         'if (true) return true;\n    const end',
       ),
     ],
-    plan: POWER,
+    plan: POWER_BETWEEN_FLUSHES,
   },
   {
     name: 'changes-of-a-block-overtake-each-other',
