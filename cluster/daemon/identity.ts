@@ -4,6 +4,8 @@
 //                   storage, replaced by rename
 //   newest-epoch    the newest map epoch seen, so that a master restored from an old backup is found out; only a guard,
 //                   so it is written without waiting for the disk, and reads as 0 when it is broken
+//
+// A third one, the newest map itself, is in saved-map.ts.
 
 import { StorageError } from '../../proto/errors.ts';
 import type { DaemonId, Epoch } from '../../proto/ids.ts';

@@ -13,6 +13,8 @@ import type { SavedMap } from './saved-map.ts';
 /** @param saved what was in the directory when the process started: better than nothing before the first map came */
 export async function testimonyOf(daemon: Daemon, saved: SavedMap | null): Promise<Testimony> {
   const { identity, map, store } = daemon;
+  // First looked at, then synced: what changes meanwhile is not told.
+  const pgs = store.pgs().map((pg) => pgTestimony(store, pg));
   await new Promise<void>((resolve, reject) => {
     store.sync((error) => (error === null ? resolve() : reject(error)));
   });
@@ -28,7 +30,7 @@ export async function testimonyOf(daemon: Daemon, saved: SavedMap | null): Promi
     map: newest,
     // Facts of an older process stay true; where both know a PG, this one's interval is the newer.
     activated: [...(saved?.activated ?? []), ...daemon.activatedPgs()],
-    pgs: store.pgs().map((pg) => pgTestimony(store, pg)),
+    pgs,
     sessionMost: sessionMost(store),
     imageMost: imageMost(store),
   };

@@ -44,7 +44,7 @@ await runCommand('master recover', async () => {
   const { state, notes } = recoverState(testimonies, { acceptMissing, acceptDataLoss: options.acceptDataLoss });
   await makeStore(options.dir, pairsOf(state));
   say(
-    `the master of cluster ${state.clusterId} is rebuilt in ${options.dir}: ${state.daemons.size} daemons, ` +
+    `the master of cluster ${state.clusterId} is rebuilt in ${options.dir}: daemons ${[...state.daemons.keys()].join(', ')}; ` +
       `${state.images.size} images, ${state.pgs.size} pgs, map epoch ${state.epoch}`,
   );
   for (const note of notes) say(`note: ${note}`);
