@@ -34,7 +34,8 @@ export function isMistaken(record: PgRecord | undefined, report: PgReport, repor
 export function doubt(change: Change, reports: readonly PgReport[], reporter: DaemonId): void {
   for (const report of reports) {
     const record = change.pgs.get(report.pg);
-    if (record !== undefined && isMistaken(record, report, reporter)) change.pgs.set(record.pg, { ...record, complete: [] });
+    if (record !== undefined && isMistaken(record, report, reporter))
+      change.pgs.set(record.pg, { ...record, complete: [] });
   }
 }
 
