@@ -245,6 +245,7 @@ async function fillUp({ cluster }: World): Promise<number> {
   await client.disconnect();
   return written;
 }
+const EIO = 5;
 const ENOSPC = 28;
 const FILLER_CHUNK_BYTES = 2 ** 20;
 /** An image for what fills disks. */
@@ -254,6 +255,15 @@ export const FILLER = { name: 'filler', sizeBytes: 320 * 2 ** 20, order: 20 };
 export const NEEDS_ROOT = ['a disk is full'];
 /** Kinds that leave damage, to be found by a deep scrub before another copy may be damaged. */
 export const DAMAGING = ['a copy rots while its daemon is down', 'an older copy of the data is put back'];
+
+/**
+ * Errors that the server may answer with in a cycle of this kind, by NBD's number: an I/O error is honest where the
+ * network mangles data. None in any other: what rotted has a good copy elsewhere, and I/O waits until it can be done.
+ */
+export function mayRefuse(kind: string, errno: number): boolean {
+  if (errno === EIO) return kind.startsWith('bits flip');
+  return errno === ENOSPC && kind === 'a disk is full';
+}
 
 /** `count` kinds: every one of `kinds` before any comes again, in an order that the seed decides. */
 export function planOf(kinds: readonly string[], count: number, random: () => number): string[] {

@@ -11,8 +11,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { compareDirectories } from '../lib/copies.ts';
 import { sleep } from '../lib/processes.ts';
-import { Witness } from '../oracle/witness.ts';
-import { DAMAGING, type Effect, FILLER, KINDS } from './cycles.ts';
+import { type Status, Witness } from '../oracle/witness.ts';
+import { DAMAGING, type Effect, FILLER, KINDS, mayRefuse } from './cycles.ts';
 import { LiveCluster } from './live-cluster.ts';
 
 /** What is promised (reliability.md section 6), */
@@ -46,6 +46,8 @@ export interface CycleResult {
   healedMs: number;
   cleanMs: number;
   totalMs: number;
+  /** Errors that the server answered with, by NBD's number. */
+  refused: Record<string, number>;
 }
 export interface TrialResult {
   cycles: CycleResult[];
@@ -155,6 +157,7 @@ class Trial {
     const startedAt = performance.now();
     const [cluster, witness] = [this.#cluster, this.#witness];
     this.#tell(`--- cycle ${this.cycle}: ${kind}`);
+    const refusedBefore = refusedOf(await witness.status());
     await witness.resume();
     await sleep(LOAD_BEFORE_MS);
     let waitedMs = 0;
@@ -176,20 +179,25 @@ class Trial {
     await this.#untilServing(healedAt);
     const cleanMs = await this.#untilClean(healedAt);
     const { gapMs, slowestMs } = await witness.status();
+    await this.#audit();
+    if (DAMAGING.includes(kind)) await this.#scrub();
     const result: CycleResult = {
       kind,
       effect,
       waitedMs: Math.round(waitedMs),
       healedMs: Math.round(Math.max(gapMs, slowestMs)),
       cleanMs: Math.round(cleanMs),
-      totalMs: 0,
+      totalMs: Math.round(performance.now() - startedAt),
+      refused: sinceThen(refusedBefore, refusedOf(await witness.status())),
     };
-    await this.#audit();
-    if (DAMAGING.includes(kind)) await this.#scrub();
-    result.totalMs = Math.round(performance.now() - startedAt);
     const waits = `waited ${result.waitedMs} ms, healed ${result.healedMs} ms, clean ${result.cleanMs} ms`;
-    this.#tell(`${waits}, cycle ${result.totalMs} ms`);
-    this.#options.report(`cycle ${this.cycle}: ${kind}: ${waits}, cycle ${result.totalMs} ms`);
+    const errors = Object.entries(result.refused).map(([errno, times]) => `, error ${errno} ${times} times`);
+    const line = `${waits}, cycle ${result.totalMs} ms${errors.join('')}`;
+    this.#tell(line);
+    this.#options.report(`cycle ${this.cycle}: ${kind}: ${line}`);
+    for (const errno of Object.keys(result.refused))
+      if (!mayRefuse(kind, Number(errno)))
+        throw new Error(`the server answered ${result.refused[errno]} requests with error ${errno}`);
     const slow = effect === 'death' ? Math.max(result.waitedMs, result.healedMs) : 0;
     if (slow > DEATH_TOLERANCE_MS) throw new Error(`I/O waited ${slow} ms when a process died; ${DEATH_MS} promised`);
     if (result.healedMs > HEALED_TOLERANCE_MS)
@@ -257,7 +265,7 @@ class Trial {
   }
 
   async #finish(): Promise<TrialResult> {
-    const { counts } = await this.#witness.status();
+    const status = await this.#witness.status();
     const code = await this.#witness.stop();
     if (code !== 0) throw new Error(`the oracle ended with ${code}`);
     const directories = await this.#cluster.stop();
@@ -266,19 +274,16 @@ class Trial {
     const compared = await compareDirectories(directories, REPLICAS);
     if (compared.differences.length > 0)
       throw new Error(`copies differ:\n${compared.differences.slice(0, 10).join('\n')}`);
-    const all = Object.values(counts);
+    const all = Object.values(status.counts);
     const sum = (field: 'changes' | 'reads' | 'flushes' | 'unknown'): number =>
       all.reduce((total, count) => total + count[field], 0);
-    const refused: Record<string, number> = {};
-    for (const count of all)
-      for (const [errno, times] of Object.entries(count.refused)) refused[errno] = (refused[errno] ?? 0) + times;
     return {
       cycles: this.#results,
       changes: sum('changes'),
       reads: sum('reads'),
       flushes: sum('flushes'),
       unknown: sum('unknown'),
-      refused,
+      refused: refusedOf(status),
       auditedBlocks: this.#audited,
       comparedObjects: compared.objects,
       proxy: this.#cluster.proxy.done,
@@ -287,6 +292,17 @@ class Trial {
   #tell(line: string): void {
     this.story.push(`${((performance.now() - this.#start) / 1000).toFixed(2)} s  ${line}`);
   }
+}
+
+function refusedOf({ counts }: Status): Record<string, number> {
+  const sums: Record<string, number> = {};
+  for (const { refused } of Object.values(counts))
+    for (const [errno, times] of Object.entries(refused)) sums[errno] = (sums[errno] ?? 0) + times;
+  return sums;
+}
+function sinceThen(before: Record<string, number>, now: Record<string, number>): Record<string, number> {
+  const more = Object.entries(now).map(([errno, times]) => [errno, times - (before[errno] ?? 0)] as const);
+  return Object.fromEntries(more.filter(([, times]) => times > 0));
 }
 
 /** 0 to 1, from a seed (mulberry32). */
