@@ -21,7 +21,8 @@ import type { LeaseStore } from '../../proto/lease-store.ts';
 import type { Clock, Log, Random } from '../../proto/ports.ts';
 import { Election } from './election.ts';
 import { LeaderKv, leaderKeyOf } from './leader-kv.ts';
-import { Master } from './master.ts';
+import type { Master } from './master.ts';
+import { openMaster, type RestoredMaster } from './restored-master.ts';
 
 export interface ElectedMasterOptions {
   readonly clock: Clock;
@@ -38,7 +39,7 @@ export interface ElectedMasterOptions {
 export class ElectedMaster implements ControlService {
   readonly #options: ElectedMasterOptions;
   #election: Election | null = null;
-  #master: Master | null = null;
+  #master: Master | RestoredMaster | null = null;
   /** Of this term. */
   #kv: LeaderKv | null = null;
   /** Which term this is: what a former one still does is ignored. */
@@ -107,7 +108,7 @@ export class ElectedMaster implements ControlService {
       kv = await LeaderKv.open({ store, prefix, created });
       const leaderKv = kv;
       if (this.#term === term) this.#kv = kv;
-      const master = await Master.open({
+      const master = await openMaster({
         clock,
         log,
         random,
@@ -117,7 +118,7 @@ export class ElectedMaster implements ControlService {
       });
       if (this.#term !== term || !this.#election!.leads) return master.depose('another master may lead');
       this.#master = master;
-      log.info('this master serves', { clusterId: master.map.clusterId, epoch: master.map.epoch });
+      log.info('this master serves', { clusterId: master.clusterId, epoch: master.epoch });
     } catch (error) {
       if (this.#term !== term) return;
       if (error instanceof StorageError && (error.code === 'UNAVAILABLE' || error.code === 'NO_SPACE'))

@@ -113,6 +113,9 @@ export class Master implements ControlService {
   get clusterId(): string {
     return this.#state.clusterId;
   }
+  get epoch(): Epoch {
+    return this.#state.epoch;
+  }
 
   /** What was last published. */
   get map(): StorageMap {

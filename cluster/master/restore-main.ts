@@ -34,8 +34,9 @@ await runCommand('master restore', async () => {
     if (error instanceof StorageError) throw new StorageError(error.code, `${file}: ${error.message}`, error);
     throw error;
   });
-  if (dir !== '') await makeStore(dir, await restoredPairs(backup));
-  else await fillSharedStore(store, backup.pairs);
+  const pairs = await restoredPairs(backup);
+  if (dir !== '') await makeStore(dir, pairs);
+  else await fillSharedStore(store, pairs);
   process.stdout.write(
     `the master of cluster ${backup.clusterId} is restored in ${dir !== '' ? resolve(dir) : store}, as of map epoch ${backup.epoch}\n` +
       'it serves when every storage daemon has shown that nothing has happened since; if something has, it stops\n' +

@@ -83,3 +83,18 @@ test('a client that knows better stops it too; a new daemon and a stranger prove
   t.throws(() => restored.subscribe({ ...client, clusterId: world.map.clusterId }, events), { message: /old copy/ });
   t.is(fatal.length, 1);
 });
+
+test('deposed while it waits or after, it serves nothing more', async (t) => {
+  const waiting = await stage(t);
+  waiting.restored.depose('another may lead');
+  const why = { message: 'another may lead' };
+  await t.throwsAsync(waiting.world.settled(waiting.restored.handle('register', registration(waiting, 1))), why);
+  t.not(await waiting.kv.get(RESTORED_KEY), null);
+
+  const proven = await stage(t);
+  for (const n of [1, 2])
+    await proven.world.settled(proven.restored.handle('register', registration(proven, n))).catch(() => {});
+  t.is((await proven.world.settled(proven.restored.handle('status', {}))).daemons.length, 2);
+  proven.restored.depose('another may lead');
+  await t.throwsAsync(proven.world.settled(proven.restored.handle('status', {})), why);
+});

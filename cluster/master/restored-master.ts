@@ -34,7 +34,8 @@ export async function openMaster(options: MasterOptions): Promise<Master | Resto
 export class RestoredMaster implements ControlService {
   readonly #options: MasterOptions;
   readonly clusterId: string;
-  readonly #epoch: Epoch;
+  /** Of the store: nothing is committed before the proof. */
+  readonly epoch: Epoch;
   /** Daemons that have not come yet, by the uuids of their directories. */
   readonly #awaited: Map<string, DaemonId>;
   /** Once it is proven. */
@@ -45,10 +46,10 @@ export class RestoredMaster implements ControlService {
   constructor(options: MasterOptions, state: State) {
     this.#options = options;
     this.clusterId = state.clusterId;
-    this.#epoch = state.epoch;
+    this.epoch = state.epoch;
     this.#awaited = new Map([...state.daemons.values()].map(({ entry }) => [entry.uuid, entry.id]));
     options.log.warn('the store was restored: nothing is served before its daemons have shown that it is the newest', {
-      epoch: this.#epoch,
+      epoch: this.epoch,
       daemons: [...this.#awaited.values()],
     });
   }
@@ -63,9 +64,17 @@ export class RestoredMaster implements ControlService {
   subscribe(subscriber: Subscriber, events: SubscriptionEvents): Subscription {
     if (this.#stopped !== null) throw this.#stopped;
     if (this.#opened !== null) return this.#opened.subscribe(subscriber, events);
-    if (subscriber.epoch > this.#epoch && subscriber.role === 'client' && subscriber.clusterId === this.clusterId)
+    if (subscriber.epoch > this.epoch && subscriber.role === 'client' && subscriber.clusterId === this.clusterId)
       throw this.#fail(`client session ${subscriber.session}`, subscriber.epoch);
     throw this.#waiting();
+  }
+
+  /** As Master's: ends it at once, because another may lead. */
+  depose(why: string): void {
+    this.#stopped ??= new StorageError('UNAVAILABLE', why);
+    if (this.#master === null) return;
+    const depose = (master: Master): void => master.depose(why);
+    this.#master.then(depose, () => {}); // one that could not open has said why already
   }
 
   async close(): Promise<void> {
@@ -76,7 +85,7 @@ export class RestoredMaster implements ControlService {
 
   #onRegister({ clusterId, uuid, newestEpoch }: ControlRequest<'register'>): void {
     if (clusterId !== this.clusterId) return; // a new one, or a stranger: proves nothing
-    if (newestEpoch > this.#epoch) throw this.#fail(`daemon ${uuid}`, newestEpoch);
+    if (newestEpoch > this.epoch) throw this.#fail(`daemon ${uuid}`, newestEpoch);
     this.#awaited.delete(uuid);
     if (this.#awaited.size > 0) return;
     this.#options.log.info('every daemon has come, none has seen a newer map: the restored store is served from');
@@ -86,7 +95,7 @@ export class RestoredMaster implements ControlService {
 
   async #begin(): Promise<Master> {
     const { kv } = this.#options;
-    const compares = [{ key: '/epoch', value: String(this.#epoch) }];
+    const compares = [{ key: '/epoch', value: String(this.epoch) }];
     if (!(await kv.batch({ compares, puts: [], deletes: [RESTORED_KEY] })))
       throw new StorageError('IDENTITY', 'another master has written to this store');
     this.#opened = await Master.open(this.#options);
@@ -94,7 +103,7 @@ export class RestoredMaster implements ControlService {
   }
 
   #fail(who: string, theirs: Epoch): StorageError {
-    this.#stopped = outdatedError(who, theirs, this.#epoch);
+    this.#stopped = outdatedError(who, theirs, this.epoch);
     this.#options.onFatal(this.#stopped);
     return this.#stopped;
   }

@@ -31,14 +31,13 @@ const program = new Command('ashlar')
 
 declare(program, 'up', 'run a whole cluster on this machine until Ctrl-C', UP_OPTIONS, up);
 for (const role of Object.keys(ROLE_SUMMARIES) as RoleName[]) {
-  const command = program
-    .command(role)
-    .description(ROLE_SUMMARIES[role])
+  const command = program.command(role).description(ROLE_SUMMARIES[role]);
+  if (role === 'master') addMasterCommands(command); // first: they have help of their own
+  command
     .helpOption(false) // the role's program knows its options
     .allowUnknownOption()
     .allowExcessArguments()
-    .action((_, command: Command) => becomeRole(role, command.args));
-  if (role === 'master') addMasterCommands(command);
+    .action((_, { args }: Command) => becomeRole(role, args));
 }
 addStatusCommands(program);
 addMapCommand(program);

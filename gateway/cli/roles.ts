@@ -18,7 +18,7 @@ const MASTER_COMMANDS = {
 export type MasterCommand = keyof typeof MASTER_COMMANDS;
 
 export const ROLE_SUMMARIES: Record<RoleName, string> = {
-  master: 'run the master: it keeps and publishes the storage map',
+  master: 'run the master: it keeps and publishes the storage map; or: master backup, restore, recover',
   daemon: 'run a storage daemon: one per disk',
   nbd: 'run an NBD gateway: it serves images to NBD clients',
 };
