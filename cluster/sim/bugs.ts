@@ -358,6 +358,11 @@ export const BUGS: readonly Bug[] = [
     ],
     plan: { ...CHURN, faults: ['crash daemon', 'partition', 'move data'] },
   },
+  {
+    name: 'repair-from-an-unproven-copy',
+    edits: [edit('daemon/repair-verify.ts', 'payload === null ? [] : badBlocks(payload, checks, range)', '[]')],
+    plan: { store: 'disk', replicas: 2, faults: ['bit rot', 'take over'], faultEveryMs: 400, operations: 1_000 },
+  },
   // --- store
   {
     name: 'log-never-synced',
@@ -369,18 +374,6 @@ export const BUGS: readonly Bug[] = [
       ),
     ],
     plan: POWER_AND_WRITER,
-  },
-  {
-    name: 'sync-joins-one-under-way',
-    edits: [
-      edit('store/log.ts', 'this.waiters = waiters.filter((waiter) => waiter.target > target);', 'this.waiters = [];'),
-      edit(
-        'store/log.ts',
-        'if (waiter.target <= target && this.dead === null) waiter.done(null);',
-        'if (this.dead === null) waiter.done(null);',
-      ),
-    ],
-    plan: { ...POWER, faults: ['cut all power', 'disk stalls'] },
   },
   {
     name: 'torn-batch-redone',

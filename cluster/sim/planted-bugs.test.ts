@@ -20,9 +20,10 @@ async function firstFailure(hooks: () => Hooks, seeds: number, plan: Partial<Pla
   return null;
 }
 
-const SEEDS = 40;
+const SEEDS = 80;
 const found = (title: string, hooks: () => Hooks, expected: RegExp, plan: Partial<Plan> = {}): void =>
-  test(title, async (t) => {
+  test.serial(title, async (t) => {
+    t.timeout(120_000);
     const outcome = await firstFailure(hooks, SEEDS, plan);
     t.not(outcome, null, 'no seed found it');
     t.regex(outcome!.failure!.message, expected);
