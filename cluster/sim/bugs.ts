@@ -359,7 +359,7 @@ export const BUGS: readonly Bug[] = [
     plan: { ...CHURN, faults: ['crash daemon', 'partition', 'move data'] },
   },
   {
-    name: 'repair-from-an-unproven-copy',
+    name: 'own-copy-not-verified',
     edits: [edit('daemon/repair-verify.ts', 'payload === null ? [] : badBlocks(payload, checks, range)', '[]')],
     plan: { store: 'disk', replicas: 2, faults: ['bit rot', 'take over'], faultEveryMs: 400, operations: 1_000 },
   },
