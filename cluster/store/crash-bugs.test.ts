@@ -55,7 +55,7 @@ async function untilFound(bug: Bug): Promise<{ states: number; failure: string }
     const seeds = Array.from({ length: STORMS }, (_, i) => [STORM, i + 1] as const);
     for (const [story, seed] of [...STORIES.map((story) => [story, 0] as const), ...seeds]) {
       const run = await crashRun(story, seed, bug.wrap);
-      states += run.states;
+      states += run.states.size;
       if (run.failure !== null) return { states, failure: `${story.title}: ${run.failure}` };
     }
     return null;

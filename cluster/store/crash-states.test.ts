@@ -7,29 +7,32 @@ import { STORIES, type Story } from './stories.ts';
 
 /** Distinct states that all stories and storms together must make. */
 const STATES_MIN = 10_000;
-/** Each makes some 1,400 states. More of them: ASHLAR_CRASH_STORMS=100. */
-const STORMS = Number(process.env.ASHLAR_CRASH_STORMS ?? 6);
+/** Each makes some 1,500 states. More of them: ASHLAR_CRASH_STORMS=100. */
+const STORMS = Number(process.env.ASHLAR_CRASH_STORMS ?? 4);
 
-async function check(t: ExecutionContext, story: Story, seed = 0): Promise<number> {
+/** Digests of all states: stories begin alike. */
+const all = new Set<string>();
+
+async function check(t: ExecutionContext, story: Story, seed = 0): Promise<void> {
+  // Some seconds of work, on a machine that may be busy with more.
+  t.timeout(600_000);
   const { states, operations, failure } = await crashRun(story, seed);
-  t.is(failure, null, `${story.title}, seed ${seed}, state ${states}`);
-  t.log(`${states} states of ${operations} operations`);
-  return states;
+  for (const digest of states) all.add(digest);
+  t.is(failure, null, `${story.title}, seed ${seed}, state ${states.size}`);
+  t.log(`${states.size} states of ${operations} operations`);
 }
-
-let total = 0;
 
 for (const story of STORIES)
   test.serial(`after a power cut at any moment nothing is lost: ${story.title}`, async (t) => {
-    total += await check(t, story);
+    await check(t, story);
   });
 
 for (let seed = 1; seed <= STORMS; seed++)
   test.serial(`after a power cut at any moment nothing is lost: random steps, seed ${seed}`, async (t) => {
-    total += await check(t, STORM, seed);
+    await check(t, STORM, seed);
   });
 
 test.serial('ten thousand states were judged', (t) => {
-  t.true(total >= STATES_MIN, `only ${total}`);
-  t.log(`${total} distinct states`);
+  t.true(all.size >= STATES_MIN, `only ${all.size}`);
+  t.log(`${all.size} distinct states`);
 });

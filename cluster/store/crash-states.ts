@@ -277,8 +277,8 @@ function hash3(a: number, b: number, c: number): number {
 }
 
 export interface Judgement {
-  /** Distinct disks that were started. */
-  states: number;
+  /** Digests of the distinct disks that were started. */
+  states: Set<string>;
   /** Which state fails and how; null: none does. */
   failure: string | null;
 }
@@ -296,9 +296,12 @@ export async function judgeAll(
     if (typeof found === 'number') held.set(state.digest, found);
     if (typeof found === 'number' && found >= state.owed) continue;
     const failure = typeof found === 'number' ? `only ${found} of them are there` : found;
-    return { states: held.size + 1, failure: `${state.label}, ${state.owed} steps owed: ${failure}` };
+    return {
+      states: new Set([...held.keys(), state.digest]),
+      failure: `${state.label}, ${state.owed} steps owed: ${failure}`,
+    };
   }
-  return { states: held.size, failure: null };
+  return { states: new Set(held.keys()), failure: null };
 }
 
 /**
@@ -306,7 +309,7 @@ export async function judgeAll(
  * after the start, which takes everything that the start did not make durable; and then a write and a sync must survive
  * another. Returns how many steps it holds, or what is wrong.
  */
-async function judge(state: CrashState, prefixes: Prefixes): Promise<number | string> {
+export async function judge(state: CrashState, prefixes: Prefixes): Promise<number | string> {
   try {
     const fail = (error: Error): never => {
       throw error;
@@ -317,7 +320,8 @@ async function judge(state: CrashState, prefixes: Prefixes): Promise<number | st
     const found = await prefixes.find(store, clock, state.owed);
     if (typeof found !== 'number') return found;
 
-    ({ disk, clock } = harshCut(disk));
+    clock = new TestClock();
+    disk = disk.harshCut(clock);
     store = await openOn(disk, clock, fail);
     const before = prefixes.at(found);
     const again = await differenceOf(before, store, clock);
@@ -333,25 +337,12 @@ async function judge(state: CrashState, prefixes: Prefixes): Promise<number | st
     });
     clock.settle();
     if (!synced) return 'a sync after the second start was never done';
-    ({ disk, clock } = harshCut(disk));
+    clock = new TestClock();
+    disk = disk.harshCut(clock);
     store = await openOn(disk, clock, fail);
     const last = await differenceOf(after, store, clock);
     return last === null ? found : `after another write: ${last}`;
   } catch (error) {
     return `threw ${error instanceof Error ? error.message : String(error)}`;
   }
-}
-
-/** A power cut that takes all that was not synced, names included. */
-function harshCut(disk: FaultDisk): { disk: FaultDisk; clock: TestClock } {
-  const clock = new TestClock();
-  return {
-    disk: disk.survivor(
-      'power',
-      clock,
-      () => 0,
-      () => false,
-    ),
-    clock,
-  };
 }

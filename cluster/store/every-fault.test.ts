@@ -7,11 +7,12 @@
 //   then        the process is killed, or the power goes; the M-th operation of the start fails in its turn; after another
 //               kill or power cut the store must start and hold all that it owes, and nothing that it should not
 //
-// Reads fail on their own, once each. M goes round with N, so that every pair of the short stories is met. What a start has served is owed from then on.
+// Reads fail on their own, once each. M goes round with N. What a start has served is owed from then on.
 
 import test, { type ExecutionContext } from 'ava';
 import type { Fault, FaultDisk } from './fault-disk.ts';
 import { randomFrom, type Step } from './model.ts';
+import { Redo } from './redo.ts';
 import { differenceOf, openOn, Prefixes, Run, TestClock, unprovenDifferenceOf } from './scenario.ts';
 import { actOut, type Beginning, beginningOf, STORIES, type Story } from './stories.ts';
 
@@ -40,6 +41,12 @@ function cut(left: Left, how: How, seed: number): Left & { clock: TestClock } {
   return { disk, clock, synced: left.synced, acked: how === 'kill' ? left.acked : left.synced };
 }
 
+/** A power cut that takes all that was not synced, names included. */
+function harshCut({ disk, acked, synced }: Left): Left & { clock: TestClock } {
+  const clock = new TestClock();
+  return { disk: disk.harshCut(clock), clock, acked, synced };
+}
+
 /** Starts the store on what is left, with a fault if one is armed. What was served is owed. Throws what open() throws. */
 async function start(left: Left & { clock: TestClock }, prefixes: Prefixes): Promise<number | string> {
   const store = await openOn(left.disk, left.clock, () => {});
@@ -64,8 +71,11 @@ async function recovers(first: Left, steps: readonly Step[], at: number): Promis
     left.disk.arm(null);
     for (const next of ['kill', 'power'] as const) {
       try {
-        const found = await start(cut(left, next, at + 1), prefixes);
+        const served = cut(left, next, at + 1);
+        const found = await start(served, prefixes);
         if (typeof found === 'string') return `${how}, ${second.what} at the start, ${next}: ${found}`;
+        const after = await start(harshCut(served), prefixes);
+        if (after !== found) return `${how}, ${second.what} at the start, ${next}, served, power: ${after}`;
       } catch (error) {
         return `${how}, ${second.what} at the start, ${next}: ${error}`;
       }
@@ -103,6 +113,8 @@ async function everyPlace(t: ExecutionContext, story: Story, fault: Omit<Fault, 
 
 for (const story of STORIES)
   test(`any operation may fail, and another while recovering: ${story.title}`, async (t) => {
+    // All stories at once take half a minute, on a machine that may be busy with more.
+    t.timeout(600_000);
     const places: number[] = [];
     for (const fault of FAULTS) places.push(await everyPlace(t, story, fault));
     t.true(places.every((count) => count >= 10));
@@ -146,3 +158,20 @@ for (const story of STORIES)
     t.true(places > 5);
     t.log(`${places} places`);
   });
+
+// Serial tests come before all others: what is planted is there for everyone.
+test.serial('a start that does not write again what a failed sync forgot is found', async (t) => {
+  const original: unknown = Reflect.get(Redo.prototype, 'writeAgain');
+  Reflect.set(Redo.prototype, 'writeAgain', () => {});
+  try {
+    const story = STORIES[0]!;
+    const beginning = await beginningOf(story);
+    let wrong: string | null = null;
+    let at = 0;
+    while (wrong === null) wrong = await withFault(story, beginning, { what: 'IO', at: ++at });
+    t.not(wrong, 'untouched');
+    t.log(`${story.title}, operation ${at}: ${wrong}`);
+  } finally {
+    Reflect.set(Redo.prototype, 'writeAgain', original);
+  }
+});

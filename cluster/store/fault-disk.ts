@@ -164,6 +164,16 @@ export class FaultDisk implements Disk {
     return next;
   }
 
+  /** What a power cut leaves that takes all that was not synced, names included. */
+  harshCut(clock: Clock): FaultDisk {
+    return this.survivor(
+      'power',
+      clock,
+      () => 0,
+      () => false,
+    );
+  }
+
   /** Flips a bit where the bytes are, whatever was synced. */
   flipBit(name: string, position: number, bit: number): void {
     const contents = this.contents(name);

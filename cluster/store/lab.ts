@@ -28,13 +28,9 @@ export class Lab {
   }
 
   /** The process dies, or the power goes, and all is started again. */
-  async crash(
-    how: 'kill' | 'power',
-    keeps?: (name: string, page: number) => boolean | undefined,
-    random: () => number = () => 1,
-  ): Promise<void> {
+  async crash(how: 'kill' | 'power', keeps?: (name: string, page: number) => boolean | undefined): Promise<void> {
     const clock = new TestClock();
-    this.disk = this.disk.survivor(how, clock, random, keeps);
+    this.disk = this.disk.survivor(how, clock, () => 1, keeps);
     this.clock = clock;
     await this.start();
   }
@@ -62,13 +58,11 @@ export class Lab {
     return done;
   }
 
-  /** Power is cut, and nothing survives that was not synced: no page, no name. */
-  harshCut(): Promise<void> {
-    return this.crash(
-      'power',
-      () => false,
-      () => 0,
-    );
+  /** The power is cut, and all is started again. */
+  async harshCut(): Promise<void> {
+    this.clock = new TestClock();
+    this.disk = this.disk.harshCut(this.clock);
+    await this.start();
   }
 
   checkpoint(): void {
