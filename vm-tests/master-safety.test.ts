@@ -4,9 +4,10 @@
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { Cluster, ROOT } from './lib/cluster.ts';
+import { EtcdProcess, whyNoEtcd } from '../cluster/world/etcd-fixture.ts';
+import { Cluster, ROOT, startRole } from './lib/cluster.ts';
 import { NbdClient } from './lib/nbd-client.ts';
-import { type Finished, run, temporaryDirectory, until } from './lib/processes.ts';
+import { type Finished, run, temporaryDirectory, testUnless, until } from './lib/processes.ts';
 import { BLOCK, generationOf, stampedBlock } from './lib/stamps.ts';
 
 const ASHLAR = join(ROOT, 'scripts', 'ashlar');
@@ -162,5 +163,38 @@ test.serial(
     await cluster.untilClean();
     await expectGeneration(t, cluster, 'disk', 1);
     await expectGeneration(t, cluster, 'later', 1);
+  },
+);
+
+testUnless(test, whyNoEtcd())(
+  'a lone master is lost, and masters on etcd take over from what the daemons know; then from a backup',
+  async (t) => {
+    t.timeout(240_000);
+    const etcd = await EtcdProcess.start();
+    t.teardown(() => etcd.remove());
+    const cluster = await Cluster.start(t, { images: ['disk:1G'] });
+    await write(cluster, 'disk', 1);
+    const address = cluster.ready.master;
+    await cluster.kill('master');
+    rmSync(masterDirectory(cluster), { recursive: true });
+
+    const into = (prefix: string): string => `etcd://${etcd.endpoint}/${prefix}`;
+    const rebuilt = await offline('recover', '--from-daemons', '--store', into('one'), '--listen', address);
+    t.is(rebuilt.code, 0, rebuilt.stderr);
+    const first = await startRole(t, 'master', '--store', into('one'), '--listen', address);
+    await restartGateway(cluster);
+    await cluster.untilClean();
+    await expectGeneration(t, cluster, 'disk', 1);
+    await write(cluster, 'disk', 2);
+
+    const file = join(temporaryDirectory(t, 'backup'), 'master.backup');
+    await cluster.ashlarWell('master', 'backup', file);
+    await first.role.end();
+    const restored = await offline('restore', file, '--store', into('two'));
+    t.is(restored.code, 0, restored.stderr);
+    await startRole(t, 'master', '--store', into('two'), '--listen', address);
+    await until('its daemons have proven it', 60_000, async () => (await cluster.ashlar('status')).code === 0);
+    await cluster.untilClean();
+    await expectGeneration(t, cluster, 'disk', 2);
   },
 );

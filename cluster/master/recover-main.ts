@@ -8,16 +8,17 @@ import { serveGrpc } from '../world/grpc-server.ts';
 import { openLog } from '../world/log.ts';
 import { parseOptions, UsageError } from '../world/options.ts';
 import { pairsOf } from './backup.ts';
-import { makeStore, refuseUsed, runCommand } from './offline.ts';
+import { fillSharedStore, makeStore, refuseUsed, runCommand } from './offline.ts';
 import { newestMap, recoverState } from './recover.ts';
 import { Testimonies } from './testimonies.ts';
 
 const options = parseOptions(
   'master recover',
-  'Rebuilds a lost master from what its storage daemons know, into a new directory.',
+  'Rebuilds a lost master from what its storage daemons know, into a new directory or an empty shared store.',
   [
     { name: 'from-daemons', kind: 'flag', help: 'ask the running daemons: the only way there is' },
-    { name: 'dir', kind: 'string', required: true, help: "new directory for the master's store" },
+    { name: 'dir', kind: 'string', default: '', help: "new directory for the master's store" },
+    { name: 'store', kind: 'string', default: '', help: 'or the empty store of several masters: etcd://HOST:PORT,...' },
     {
       name: 'listen',
       kind: 'string',
@@ -39,16 +40,20 @@ await runCommand('master recover', async () => {
   if (!options.fromDaemons)
     throw new UsageError('say --from-daemons: the running daemons are what a master is rebuilt from');
   const acceptMissing = daemonNumbers(options.acceptMissing);
-  refuseUsed(resolve(options.dir));
+  if ((options.dir === '') === (options.store === '')) throw new UsageError('give either --dir or --store');
+  if (options.dir !== '') refuseUsed(resolve(options.dir));
   const testimonies = await gather(acceptMissing);
   const { state, notes } = recoverState(testimonies, { acceptMissing, acceptDataLoss: options.acceptDataLoss });
-  await makeStore(options.dir, pairsOf(state));
+  if (options.dir !== '') await makeStore(options.dir, pairsOf(state));
+  else await fillSharedStore(options.store, pairsOf(state));
+  const place = options.dir || options.store;
+  const where = options.dir !== '' ? `--dir ${options.dir}` : `--store ${options.store}`;
   say(
-    `the master of cluster ${state.clusterId} is rebuilt in ${options.dir}: daemons ${[...state.daemons.keys()].join(', ')}; ` +
+    `the master of cluster ${state.clusterId} is rebuilt in ${place}: daemons ${[...state.daemons.keys()].join(', ')}; ` +
       `${state.images.size} images, ${state.pgs.size} pgs, map epoch ${state.epoch}`,
   );
   for (const note of notes) say(`note: ${note}`);
-  say(`start it: ashlar master --dir ${options.dir} --listen ${options.listen}`);
+  say(`start it: ashlar master ${where} --listen ${options.listen}`);
 });
 
 /** Everybody's testimony. Rejects with UNAVAILABLE, naming who is silent, when the time is over. */
