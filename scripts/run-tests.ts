@@ -40,7 +40,7 @@ const isIntegration = (file: string): boolean =>
 const isFuzz = (file: string): boolean => file.endsWith('.fuzz.test.ts');
 const isSim = (file: string): boolean => file.startsWith('cluster/sim/') || file.endsWith('.sim.test.ts');
 
-/** Together they stay below the 15 minutes that continuous integration gives a run. */
+/** Limits, several times what a quiet machine with two cores needs: a run must stay below 15 minutes there. */
 const PARTS: Part[] = [
   {
     name: 'unit',
