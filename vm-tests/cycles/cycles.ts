@@ -188,11 +188,22 @@ export const KINDS: Record<string, Kind> = {
     const free = between(world, 0, 24) * 2 ** 20;
     await world.begin();
     world.cluster.fillSmallDisk(free + 1);
-    const written = await fillUp(world);
-    world.tell(`${world.cluster.smallDaemon}: ${free >> 20} MiB left; ENOSPC after ${written >> 20} MiB of new data`);
+    const filling = new Filling(world);
+    const refused = await Promise.race([filling.ended.then(() => true), world.sleep(FILL_MS).then(() => false)]);
+    const size = `${filling.written >> 20} MiB of new data`;
+    // Filled up at once by somebody else, there is no reserve: what a primary has and a member can't take waits.
+    const what = refused ? `ENOSPC after ${size}` : `a write waits after ${size}`;
+    world.tell(`${world.cluster.smallDaemon}: ${free >> 20} MiB left; ${what}`);
     await world.sleep(1_000);
     await world.heal();
     world.cluster.fillSmallDisk(0);
+    filling.stop();
+    await Promise.race([
+      filling.ended,
+      world.sleep(UNFILL_MS).then(() => {
+        throw new Error(`a write that waited for space is not answered ${UNFILL_MS} ms after there was some`);
+      }),
+    ]);
     return 'outage';
   },
   'a copy rots while its daemon is down': async (world) => {
@@ -228,23 +239,37 @@ async function puttingBack(world: World, chosen: (name: string) => boolean): Pro
   return 'outage';
 }
 
-/** Writes new blocks until the server says that there is no space: it must say so. Frees them again. */
-async function fillUp({ cluster }: World): Promise<number> {
-  const client = await NbdClient.open(cluster.gatewayAddress, FILLER.name);
-  const chunk = Buffer.alloc(FILLER_CHUNK_BYTES, 0x66);
-  let written = 0;
-  try {
-    for (; written < FILLER.sizeBytes; written += chunk.length) await client.write(written, chunk);
-    throw new Error(`${written} bytes went onto a full disk without an error`);
-  } catch (error) {
-    if (!(error instanceof NbdError) || error.errno !== ENOSPC) throw error;
+/** Writes new blocks until the server says that there is no space, and frees them again: a full disk takes trims. */
+class Filling {
+  readonly ended: Promise<void>;
+  written = 0;
+  #stopped = false;
+
+  constructor({ cluster }: World) {
+    this.ended = this.#run(cluster.gatewayAddress);
+    this.ended.catch(() => {}); // whoever waits sees it
   }
-  // A full disk takes trims.
-  for (let at = 0; at <= written; at += chunk.length)
-    await client.request(Command.TRIM, 0, at, Math.min(chunk.length, FILLER.sizeBytes - at), null, 0);
-  await client.disconnect();
-  return written;
+  /** There is space again: no more is needed. */
+  stop(): void {
+    this.#stopped = true;
+  }
+  async #run(address: string): Promise<void> {
+    const client = await NbdClient.open(address, FILLER.name);
+    const chunk = Buffer.alloc(FILLER_CHUNK_BYTES, 0x66);
+    try {
+      for (; this.written < FILLER.sizeBytes && !this.#stopped; this.written += chunk.length)
+        await client.write(this.written, chunk);
+      if (!this.#stopped) throw new Error(`${this.written} bytes went onto a full disk without an error`);
+    } catch (error) {
+      if (!(error instanceof NbdError) || error.errno !== ENOSPC) throw error;
+    }
+    for (let at = 0; at <= this.written && at < FILLER.sizeBytes; at += chunk.length)
+      await client.request(Command.TRIM, 0, at, chunk.length, null, 0);
+    await client.disconnect();
+  }
 }
+const FILL_MS = 15_000;
+const UNFILL_MS = 60_000;
 const EIO = 5;
 const ENOSPC = 28;
 const FILLER_CHUNK_BYTES = 2 ** 20;
