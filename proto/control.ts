@@ -72,7 +72,8 @@ export interface ControlMethods {
    * Answered only when every up daemon obeys a map with the new fence. Asked again by the owner: the same fence.
    */
   lockImage: [{ session: SessionId; image: ImageId; takeOver: boolean }, { fence: number; epoch: Epoch }];
-  unlockImage: [{ session: SessionId; image: ImageId }, Record<string, never>];
+  /** Gives up the lock with this fence; a later one of the same session stays. */
+  unlockImage: [{ session: SessionId; image: ImageId; fence: number }, Record<string, never>];
 
   // --- people ---
   createPool: [

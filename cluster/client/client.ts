@@ -7,7 +7,7 @@
 
 import type { ControlLink, Subscription } from '../../proto/control.ts';
 import { StorageError } from '../../proto/errors.ts';
-import type { Epoch } from '../../proto/ids.ts';
+import type { Epoch, ImageId } from '../../proto/ids.ts';
 import { applyUpdate, type ImageEntry, type MapUpdate, type StorageMap } from '../../proto/map.ts';
 import type { Clock, Log, Network } from '../../proto/ports.ts';
 import type { Image, ImageClient } from './image.ts';
@@ -15,6 +15,7 @@ import { ObjectRouter } from './object-router.ts';
 import { PoolImage } from './pool-image.ts';
 
 const MASTER_RETRY_MS = 300;
+const UNLOCK_AGAIN_MS = 1_000;
 
 export interface ClientPorts {
   readonly clock: Clock;
@@ -33,10 +34,14 @@ export class PoolClient implements ImageClient {
   readonly router: ObjectRouter;
   readonly #ports: ClientPorts;
   readonly #open = new Map<number, Set<PoolImage>>();
+  /** Locks that are being given back. */
+  readonly #unlocking = new Map<ImageId, Promise<void>>();
   #mapWaiters: { wanted: (map: StorageMap) => boolean; resolve: (map: StorageMap) => void }[] = [];
   #subscription: Subscription | null = null;
   /** An update did not fit: only a whole map will do. */
   #lostTrack = false;
+  /** It has said something on the present subscription. */
+  #masterIsThere = false;
   #stopped = false;
 
   constructor(ports: ClientPorts) {
@@ -78,6 +83,7 @@ export class PoolClient implements ImageClient {
     let fence = 0;
     let current = entry;
     if (!options.readOnly) {
+      await this.#unlocking.get(entry.id);
       const lock = await control.call('lockImage', { session, image: entry.id, takeOver: options.takeOver });
       fence = lock.fence;
       await this.mapWhere((m) => m.epoch >= lock.epoch);
@@ -88,12 +94,42 @@ export class PoolClient implements ImageClient {
       fence,
       unlock: async () => {
         this.#open.get(entry.id)?.delete(image);
-        if (fence !== 0) await control.call('unlockImage', { session, image: entry.id });
+        if (fence !== 0) await this.#unlock(entry.id, fence);
       },
     });
     const same = this.#open.get(entry.id) ?? new Set();
     this.#open.set(entry.id, same.add(image));
     return image;
+  }
+
+  /**
+   * Gives a lock back; resolves after the first try. Goes on trying until the master has heard it, else the image would
+   * be locked for as long as this session lives; who opens it again waits for that, for its lock would be the same one.
+   */
+  #unlock(image: ImageId, fence: number): Promise<void> {
+    return new Promise((tried) => {
+      const heard = new Promise<void>((resolve) => {
+        const attempt = (): void => {
+          const request = { session: this.router.session, image, fence };
+          this.#ports.control.call('unlockImage', request).then(
+            () => {
+              resolve();
+              tried();
+            },
+            () => {
+              if (this.#stopped) resolve();
+              else this.#ports.clock.after(UNLOCK_AGAIN_MS, attempt);
+              tried();
+            },
+          );
+        };
+        attempt();
+      });
+      this.#unlocking.set(image, heard);
+      heard.then(() => {
+        if (this.#unlocking.get(image) === heard) this.#unlocking.delete(image);
+      });
+    });
   }
 
   /** The first map, from now on, that `wanted` accepts. */
@@ -119,7 +155,13 @@ export class PoolClient implements ImageClient {
         onClose: (reason) => {
           this.#subscription = null;
           if (this.#stopped) return;
-          this.#ports.log.warn('lost the master, going on with the last map', { why: reason, epoch: this.map?.epoch });
+          // Once per loss, however often it is sought in vain.
+          if (this.#masterIsThere)
+            this.#ports.log.warn('lost the master, going on with the last map', {
+              why: reason,
+              epoch: this.map?.epoch,
+            });
+          this.#masterIsThere = false;
           this.#ports.clock.after(MASTER_RETRY_MS, () => this.#subscribe());
         },
       },
@@ -128,6 +170,7 @@ export class PoolClient implements ImageClient {
 
   #onUpdate(update: MapUpdate): void {
     if (this.#stopped) return;
+    this.#masterIsThere = true;
     let map: StorageMap;
     try {
       map = applyUpdate(this.map, update);

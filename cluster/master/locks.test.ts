@@ -61,14 +61,20 @@ test('an owner whose connection broke for a moment is still the owner if nobody 
   t.is((await owner.lock(image)).fence, 1);
 });
 
-test('an unlocked image is free; a late unlock of an earlier owner changes nothing', async (t) => {
+test('an unlocked image is free; a late unlock, of an earlier owner or of an earlier lock, changes nothing', async (t) => {
   const { world, image } = await withImage();
   const [one, two] = [await (await world.client()).subscribe(), await (await world.client()).subscribe()];
   await one.lock(image);
-  await world.settled(world.master.handle('unlockImage', { session: one.session, image }));
+  const unlock = (session: number, fence: number) =>
+    world.settled(world.master.handle('unlockImage', { session, image, fence }));
+  await unlock(one.session, 1);
   t.is((await two.lock(image)).fence, 2);
-  await world.settled(world.master.handle('unlockImage', { session: one.session, image }));
+  await unlock(one.session, 1);
   t.is(code(await t.throwsAsync(one.lock(image))), 'BUSY');
+  await unlock(two.session, 2);
+  t.is((await two.lock(image)).fence, 3);
+  await unlock(two.session, 2);
+  t.is(code(await t.throwsAsync(one.lock(image))), 'BUSY', 'the lock that two holds now is another one');
 });
 
 test('a session without a subscription cannot lock, and an unknown one cannot subscribe', async (t) => {

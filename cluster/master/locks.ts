@@ -31,10 +31,10 @@ export function lockImage(change: Change, request: ControlRequest<'lockImage'>, 
   return { fence, fencedAt };
 }
 
-/** Gives the lock back. The fence stays; one who is not the owner changes nothing. */
+/** Gives the lock back. The fence stays; one who is not the owner, or was under an older fence, changes nothing. */
 export function unlockImage(change: Change, request: ControlRequest<'unlockImage'>): Record<string, never> {
   const record = change.images.get(request.image);
-  if (record !== undefined && record.owner === request.session)
+  if (record !== undefined && record.owner === request.session && record.entry.fence === request.fence)
     change.images.set(request.image, { ...record, owner: 0, ownerName: '' });
   return {};
 }

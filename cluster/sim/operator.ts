@@ -122,8 +122,6 @@ export class Operator {
 
   /** As the command line does it: until a look at every PG finds nothing and no object is missing anywhere. */
   async #remove(entry: ImageEntry): Promise<void> {
-    // Closing an image gives its lock back once, and an answer may be lost.
-    await this.#call('unlockImage', { session: this.#client.router.session, image: entry.id });
     await this.#call('removeImage', { image: entry.id, done: false });
     const map = await this.#client.mapWhere((newer) => newer.images.get(entry.id)?.state === 'removing');
     const { fence } = map.images.get(entry.id)!;

@@ -10,6 +10,7 @@ import { hostId } from '../../cluster/world/host.ts';
 import { type Life, ROLE_OPTIONS, type Running, runRole } from '../../cluster/world/lifecycle.ts';
 import { parseOptions, UsageError } from '../../cluster/world/options.ts';
 import { createNetwork, hostAndPort } from '../../cluster/world/sockets.ts';
+import { StorageError } from '../../proto/errors.ts';
 import { startNbdServer } from './server.ts';
 
 const options = parseOptions('nbd', 'run an NBD gateway: it serves images to NBD clients', [
@@ -20,6 +21,9 @@ const options = parseOptions('nbd', 'run an NBD gateway: it serves images to NBD
   { name: 'read-only', kind: 'flag', default: false, help: 'serve every image read-only, without taking its lock' },
   { name: 'take-over', kind: 'flag', default: false, help: 'take images from a gateway that still holds them' },
 ]);
+
+/** Pause before a master that is not there yet is sought again: gateways and masters may start in any order. */
+const MASTER_AGAIN_MS = 500;
 
 await runRole('nbd', options, start);
 
@@ -37,7 +41,10 @@ async function start({ log }: Life): Promise<Running> {
     host: hostId(),
     clientId: randomUUID(),
   });
-  await client.start();
+  for (let tries = 0; !(await reached(client)); tries++) {
+    if (tries === 0) log.warn('the master is not there yet: waiting for it', { master: options.master });
+    await new Promise<void>((resolve) => clock.after(MASTER_AGAIN_MS, resolve));
+  }
   const server = await startNbdServer({
     client,
     listen: options.listen === 'none' ? null : hostAndPort(options.listen),
@@ -54,4 +61,14 @@ async function start({ log }: Life): Promise<Running> {
       await client.close();
     },
   };
+}
+
+async function reached(client: PoolClient): Promise<boolean> {
+  try {
+    await client.start();
+    return true;
+  } catch (error) {
+    if (error instanceof StorageError && error.code === 'UNAVAILABLE') return false;
+    throw error;
+  }
 }
