@@ -14,7 +14,7 @@ export interface OpOwner {
 }
 
 /** A read whose data fails its checksum on the way is asked again this often before it is an error. */
-const CHECKSUM_TRIES = 3;
+const CHECKSUM_TRIES = 6;
 
 export class ObjectOp implements ReplyHandler {
   readonly owner: OpOwner;

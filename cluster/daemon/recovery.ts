@@ -26,7 +26,7 @@ import { type Request, refuse } from './request.ts';
 const AGAIN_MS = 1_000;
 /** Pause before a member without space is tried again: twice as long each time, up to the most. */
 const NO_SPACE_MS = 1_000;
-const NO_SPACE_MOST_MS = 30_000;
+const NO_SPACE_MOST_MS = 10_000;
 
 interface Item {
   readonly object: MissingObject;
