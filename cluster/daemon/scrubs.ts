@@ -10,8 +10,9 @@ import type { Daemon } from './daemon.ts';
 import type { Interval } from './interval.ts';
 import { Scrub } from './scrub.ts';
 
-/** How often the master is asked for orders, and told what changed. */
+/** How often the master is asked for orders, and told what changed; less often while there are no orders. */
 const REPORT_MS = 1_000;
+const REPORT_IDLE_MS = 4_000;
 /** The same while a scrub is under way: whoever ordered it may be looking. */
 const REPORT_RUNNING_MS = 300;
 
@@ -45,7 +46,9 @@ export class Scrubs {
   }
 
   #reportLater(): void {
-    this.#daemon.clock.after(this.#running === null ? REPORT_MS : REPORT_RUNNING_MS, () => {
+    const idle = this.#orders.length === 0;
+    const pauseMs = this.#running !== null ? REPORT_RUNNING_MS : idle ? REPORT_IDLE_MS : REPORT_MS;
+    this.#daemon.clock.after(pauseMs, () => {
       if (this.#stopped) return;
       this.#report().then(
         () => {
