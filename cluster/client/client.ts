@@ -107,29 +107,21 @@ export class PoolClient implements ImageClient {
    * be locked for as long as this session lives; who opens it again waits for that, for its lock would be the same one.
    */
   #unlock(image: ImageId, fence: number): Promise<void> {
-    return new Promise((tried) => {
-      const heard = new Promise<void>((resolve) => {
-        const attempt = (): void => {
-          const request = { session: this.router.session, image, fence };
-          this.#ports.control.call('unlockImage', request).then(
-            () => {
-              resolve();
-              tried();
-            },
-            () => {
-              if (this.#stopped) resolve();
-              else this.#ports.clock.after(UNLOCK_AGAIN_MS, attempt);
-              tried();
-            },
-          );
-        };
-        attempt();
-      });
-      this.#unlocking.set(image, heard);
-      heard.then(() => {
-        if (this.#unlocking.get(image) === heard) this.#unlocking.delete(image);
-      });
+    const { control, clock } = this.#ports;
+    const ask = (): Promise<unknown> => control.call('unlockImage', { session: this.router.session, image, fence });
+    const again = (): Promise<unknown> =>
+      this.#stopped
+        ? Promise.resolve()
+        : new Promise<void>((resolve) => clock.after(UNLOCK_AGAIN_MS, resolve)).then(ask).catch(again);
+    const first = ask();
+    const heard = first.catch(again).then(() => {
+      if (this.#unlocking.get(image) === heard) this.#unlocking.delete(image);
     });
+    this.#unlocking.set(image, heard);
+    return first.then(
+      () => {},
+      () => {},
+    );
   }
 
   /** The first map, from now on, that `wanted` accepts. */
